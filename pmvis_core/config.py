@@ -1,0 +1,213 @@
+"""The numbers of a run: frozen dataclasses, their TOML form, and where each value came from.
+
+``load`` layers a preset, a TOML file, ``PMVIS_*`` variables and flags, later ones winning;
+``to_toml`` writes what was resolved, which is also what a run folder keeps as ``config.toml``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pmvis_core.errors import DataError, UsageError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes of IDOL; the defaults are the published R50 model."""
+
+    backbone: str = "resnet50"
+    """resnet50, resnet101, swin_l, mobilenet_v2 or tiny."""
+    hidden_dim: int = 256
+    """Channels of the transformer."""
+    levels: int = 4
+    """Feature levels; the first three have strides 8, 16, 32."""
+    heads: int = 8
+    """Attention heads."""
+    points: int = 4
+    """Sampling points a head and level."""
+    feedforward_dim: int = 1024
+    """Hidden width of feed-forward networks."""
+    dropout: float = 0.1
+    """In the transformer, in training."""
+    encoder_layers: int = 6
+    """Layers."""
+    decoder_layers: int = 6
+    """Layers."""
+    queries: int = 300
+    """Object queries."""
+    reid_dim: int = 256
+    """Length of an embedding."""
+    mask_coordinate_unit_px: float = 1.0
+    """Pixels that the mask head's relative coordinates are measured in."""
+    class_prior: float = 0.01
+    """Class probability at the start."""
+    initial_box_logit: float = -2.0
+    """Logit of a box's initial width and height, relative to the image."""
+    query_grid: tuple[int, ...] = ()
+    """(rows, columns) on which reference points start; empty: at random places."""
+
+
+@dataclass(frozen=True)
+class TrackerConfig:
+    """Thresholds of inference and of the online tracker; the defaults are YouTube-VIS's."""
+
+    short_side: int = 480
+    """Pixels that frames are resized to before the network; 0 keeps their size."""
+    long_side: int = 1333
+    """Cap of the longer side in pixels."""
+    select_score: float = 0.1
+    """Queries above it are candidates."""
+    box_nms: float = 0.9
+    """IoU of boxes of one class above which the weaker candidate goes."""
+    mask_nms: float = 0.5
+    """IoU of masks above which the weaker detection goes; OVIS: 0.3."""
+    init_score: float = 0.2
+    """A first detection above it starts a track."""
+    new_score: float = 0.2
+    """A later unmatched detection above it starts a track; OVIS: 0.3."""
+    match_score: float = 0.5
+    """Bi-softmax similarity above which a detection joins a track."""
+    memory_frames: int = 3
+    """Embeddings a track remembers."""
+    max_gap_frames: int = 10
+    """Frames after which an unseen track is forgotten."""
+    row_score: float = 0.05
+    """Mean class probability above which a (track, class) row is output."""
+    frames_per_batch: int = 10
+    """Frames in one forward pass."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The schedule of a training run; the defaults are IDOL's COCO pre-training."""
+
+    steps: int = 59200
+    """Optimiser steps."""
+    pairs_per_batch: int = 32
+    """Key/reference pairs a step, over all processes."""
+    learning_rate: float = 2e-4
+    """Of everything but the backbone."""
+    backbone_rate_factor: float = 0.1
+    """Times ``learning_rate`` for the backbone."""
+    weight_decay: float = 1e-4
+    """AdamW's, on every parameter."""
+    clip_norm: float = 0.01
+    """L2 norm that the whole gradient is clipped to."""
+    schedule: str = "steps"
+    """``steps``: times 0.1 at ``milestones``; ``cosine``: down to ``final_rate_factor``."""
+    milestones: tuple[int, ...] = (22200, 44400)
+    """Steps at which the rate falls."""
+    final_rate_factor: float = 0.02
+    """Where the cosine ends."""
+    warmup_steps: int = 0
+    """Linear warm-up."""
+    ema_decay: float = 0.0
+    """Decay of the weights' moving average, which is what is saved; 0: none."""
+    supervise_reference: bool = False
+    """Detection losses on the reference frame too; IDOL: on the key only."""
+    reid_weight_factor: float = 1.0
+    """Times IDOL's weights of the contrastive losses."""
+    loosened_candidates: int = 100
+    """Queries a ground truth keeps out of the contrastive negatives."""
+    box_only_share: float = 3 / 7
+    """Share of batches' pairs drawn from box-only images where both kinds exist."""
+    image_share: float = 0.0
+    """Share of a video stage's pairs that is drawn from annotated images."""
+    pairwise_warmup_steps: int = 10000
+    """Steps over which BoxInst's pairwise term grows to its weight."""
+    log_every: int = 50
+    """Steps between lines of metrics.jsonl."""
+    save_every: int = 1000
+    """Steps between resumable states."""
+
+
+Config = TypeVar("Config")
+
+
+def override(config: Config, values: Mapping[str, Any], where: str) -> Config:
+    """Return the dataclass with some fields replaced, nested ones by dotted names.
+
+    Args:
+        config: a (nested) frozen dataclass.
+        values: field name, or ``section.name``, or a mapping a section, to its value.
+        where: what to call the source of the values in messages.
+
+    Raises:
+        UsageError: a name is unknown (with the nearest one) or a value has the wrong type.
+    """
+    for name, value in values.items():
+        head, _, rest = name.partition(".")
+        fields = {field.name for field in dataclasses.fields(config)}  # type: ignore[arg-type]
+        if head not in fields:
+            near = difflib.get_close_matches(head, fields, 1)
+            hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(sorted(fields))}"
+            raise UsageError(f"{where}: no setting `{name}`", hint)
+        current = getattr(config, head)
+        if dataclasses.is_dataclass(current):
+            inner = value if isinstance(value, Mapping) else {rest: value}
+            new = override(current, inner, f"{where} [{head}]")
+        else:
+            new = _typed(value, current, f"{where}: `{name}`")
+        config = dataclasses.replace(config, **{head: new})  # type: ignore[type-var]
+    return config
+
+
+def _typed(value: Any, current: Any, where: str) -> Any:
+    """Return the value as the type of the current one."""
+    if isinstance(current, tuple) and isinstance(value, list | tuple):
+        return tuple(value)
+    if isinstance(current, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not type(current):
+        raise UsageError(
+            f"{where} is {value!r}, expected {type(current).__name__} such as {current!r}"
+        )
+    return value
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        DataError: it is missing or not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"config `{path}` does not exist", "check the path") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"config `{path}` is not TOML: {error}") from error
+
+
+def to_toml(config: Any) -> str:
+    """Return a (nested) dataclass as TOML, a table a section, fields in their order."""
+    plain, tables = [], []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            tables.append(f"\n[{field.name}]\n{to_toml(value)}")
+        else:
+            plain.append(f"{field.name} = {_toml_value(value)}\n")
+    return "".join(plain + tables)
+
+
+def _toml_value(value: Any) -> str:
+    """Return one value as TOML."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(_toml_value, value)) + "]"
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return repr(value)

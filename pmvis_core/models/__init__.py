@@ -1,0 +1,1 @@
+"""Networks, one file each, read from the top."""
