@@ -1,7 +1,8 @@
 """The numbers of a run: frozen dataclasses, their TOML form, and where each value came from.
 
-``load`` layers a preset, a TOML file, ``PMVIS_*`` variables and flags, later ones winning;
-``to_toml`` writes what was resolved, which is also what a run folder keeps as ``config.toml``.
+``layer`` puts a TOML file, ``PMVIS_*`` variables and flags over a preset, later ones winning, and
+remembers the origin of each value; ``to_toml`` writes what was resolved, which is also what a run
+folder keeps as ``config.toml``.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -118,7 +119,7 @@ class TrainConfig:
     """Detection losses on the reference frame too; IDOL: on the key only."""
     reid_weight_factor: float = 1.0
     """Times IDOL's weights of the contrastive losses."""
-    loosened_candidates: int = 100
+    loose_candidates: int = 100
     """Queries a ground truth keeps out of the contrastive negatives."""
     box_only_share: float = 3 / 7
     """Share of batches' pairs drawn from box-only images where both kinds exist."""
@@ -126,6 +127,8 @@ class TrainConfig:
     """Share of a video stage's pairs that is drawn from annotated images."""
     pairwise_warmup_steps: int = 10000
     """Steps over which BoxInst's pairwise term grows to its weight."""
+    bottom_rows: int = 10
+    """Rows at the bottom of an original image that BoxInst ignores."""
     log_every: int = 50
     """Steps between lines of metrics.jsonl."""
     save_every: int = 1000
@@ -133,6 +136,77 @@ class TrainConfig:
 
 
 Config = TypeVar("Config")
+
+
+def layer(
+    base: Config, layers: Sequence[tuple[str, Mapping[str, Any]]]
+) -> tuple[Config, dict[str, str]]:
+    """Put settings over a base, later layers winning.
+
+    Args:
+        base: a nested frozen dataclass.
+        layers: (origin, settings) pairs; settings as `override` takes them.
+
+    Returns:
+        The resolved config, and the origin of every setting that a layer gave, by dotted name.
+
+    Raises:
+        UsageError: see `override`.
+    """
+    origins: dict[str, str] = {}
+    for origin, settings in layers:
+        base = override(base, settings, origin)
+        origins.update(dict.fromkeys(_dotted(settings), origin))
+    return base, origins
+
+
+def parse_settings(assignments: Sequence[str]) -> dict[str, Any]:
+    """Parse ``section.name=value`` strings; values are TOML, and bare words are strings.
+
+    Raises:
+        UsageError: a string has no ``=``.
+    """
+    settings: dict[str, Any] = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals:
+            raise UsageError(
+                f"`--set {assignment}` has no `=`", "write it as `--set train.steps=100`"
+            )
+        settings[name.strip()] = _parse_value(text.strip())
+    return settings
+
+
+def environment_settings(config: Any, environment: Mapping[str, str]) -> dict[str, Any]:
+    """Return the settings that ``PMVIS_SECTION_NAME`` variables give, for every known setting."""
+    settings: dict[str, Any] = {}
+    for section in dataclasses.fields(config):
+        inner = getattr(config, section.name)
+        if not dataclasses.is_dataclass(inner):
+            continue
+        for field in dataclasses.fields(inner):
+            variable = f"PMVIS_{section.name}_{field.name}".upper()
+            if variable in environment:
+                name = f"{section.name}.{field.name}"
+                settings[name] = _parse_value(environment[variable])
+    return settings
+
+
+def _parse_value(text: str) -> Any:
+    """Parse a TOML value, or take the text as it is."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _dotted(settings: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the dotted names of settings that may be nested."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from (f"{name}.{inner}" for inner in _dotted(value))
+        else:
+            yield name
 
 
 def override(config: Config, values: Mapping[str, Any], where: str) -> Config:
@@ -190,15 +264,23 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise DataError(f"config `{path}` is not TOML: {error}") from error
 
 
-def to_toml(config: Any) -> str:
-    """Return a (nested) dataclass as TOML, a table a section, fields in their order."""
+def to_toml(config: Any, origins: Mapping[str, str] | None = None, section: str = "") -> str:
+    """Return a (nested) dataclass as TOML, a table a section, fields in their order.
+
+    Args:
+        config: the dataclass.
+        origins: where settings came from, by dotted name; written as comments.
+        section: dotted prefix of this table's names.
+    """
     plain, tables = [], []
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
+        name = f"{section}{field.name}"
         if dataclasses.is_dataclass(value):
-            tables.append(f"\n[{field.name}]\n{to_toml(value)}")
+            tables.append(f"\n[{field.name}]\n{to_toml(value, origins, f'{name}.')}")
         else:
-            plain.append(f"{field.name} = {_toml_value(value)}\n")
+            comment = f"  # {origins[name]}" if origins and name in origins else ""
+            plain.append(f"{field.name} = {_toml_value(value)}{comment}\n")
     return "".join(plain + tables)
 
 

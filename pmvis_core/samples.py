@@ -76,6 +76,10 @@ class Frame:
     original_height: int
     """Rows of the image before augmentation (BoxInst ignores a strip measured in them)."""
 
+    def to(self, device: torch.device) -> Frame:
+        """Return the frame on ``device``."""
+        return Frame(self.image.to(device), self.targets.to(device), self.original_height)
+
 
 @dataclass(frozen=True)
 class KeyReferencePair:
@@ -85,6 +89,10 @@ class KeyReferencePair:
     """Supervised by detection losses; its embeddings are contrasted with the reference's."""
     reference: Frame
     """The other view."""
+
+    def to(self, device: torch.device) -> KeyReferencePair:
+        """Return the pair on ``device``."""
+        return KeyReferencePair(self.key.to(device), self.reference.to(device))
 
 
 @dataclass(frozen=True)

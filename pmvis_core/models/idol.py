@@ -176,6 +176,23 @@ class IdolPredictions:
         features = features[0] if len(features) == 1 else features[batch]
         return dynamic_masks(features, parameters, centres, self.coordinate_unit_px)
 
+    def rows(self, start: int, stop: int) -> IdolPredictions:
+        """Return the predictions of some frames of the batch."""
+        part = slice(start, stop)
+        decoded = self.decoded
+        return IdolPredictions(
+            self.logits[:, part],
+            self.boxes[:, part],
+            self.embeddings[part],
+            self.sizes[part],
+            DecoderStates(
+                decoded.states[:, part], decoded.boxes[:, part], decoded.references[:, part]
+            ),
+            self.mask_features[part],
+            self.controller,
+            self.coordinate_unit_px,
+        )
+
 
 def build_idol(config: ModelConfig, classes: int) -> IDOL:
     """Build IDOL with its backbone from a config."""

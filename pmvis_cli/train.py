@@ -1,0 +1,219 @@
+"""`pmvis train-image` and `pmvis train-video`: two stages, one run loop."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pmvis_cli.console import get_console
+from pmvis_cli.options import Device, JsonFlag, Overwrite, Seed, Settings
+
+if TYPE_CHECKING:
+    from pmvis_core.systems.pmvis import RunConfig
+    from pmvis_core.train import TrainJob
+
+RunFolder = Annotated[
+    Path, typer.Option("-o", "--output", metavar="RUN", help="Run folder; an unfinished resumes.")
+]
+Preset = Annotated[
+    str,
+    typer.Option(metavar="NAME", help="tiny, mobilenet_v2, resnet50, resnet101 or swin-l."),
+]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", metavar="TOML", help="Settings over the preset's.")
+]
+Steps = Annotated[int | None, typer.Option(min=1, help="Same as --set train.steps=N.")]
+Images = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Folder of the images; default: as the JSON says."),
+]
+Init = Annotated[
+    Path | None, typer.Option("--init", metavar="RUN", help="A pmvis model to start from.")
+]
+Processes = Annotated[
+    int, typer.Option(min=1, help="Processes on this machine, one thread or GPU each.")
+]
+PrintConfig = Annotated[
+    bool, typer.Option("--print-config", help="Print the settings and their origins, and stop.")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print which losses apply to what, and stop.")
+]
+
+
+def train_image(
+    data: Annotated[
+        Path, typer.Option(metavar="JSON", help="train_image.json of `map-categories`.")
+    ],
+    output: RunFolder,
+    preset: Preset = "resnet50",
+    config: ConfigFile = None,
+    settings: Settings = None,
+    steps: Steps = None,
+    images: Images = None,
+    init: Init = None,
+    init_backbone: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Classification weights of the backbone."),
+    ] = None,
+    box_loss: Annotated[
+        bool, typer.Option("--box-loss", help="BoxInst losses for box-only instances.")
+    ] = False,
+    freeze_mask_head: Annotated[
+        bool, typer.Option("--freeze-mask-head", help="Keep the mask branch as initialised.")
+    ] = False,
+    seed: Seed = 0,
+    device: Device = "auto",
+    processes: Processes = 1,
+    overwrite: Overwrite = False,
+    print_config: PrintConfig = False,
+    dry_run: DryRun = False,
+    json: JsonFlag = False,
+) -> None:
+    """Train IDOL on single images as key/reference pairs: masks where there are masks.
+
+    Examples:
+      pmvis train-image --data maps/train_image.json -o runs/image
+      pmvis train-image --data maps/train_image.json --preset tiny --processes 2 -o runs/tiny
+      pmvis train-image --data maps/train_image.json --preset swin-l --set train.steps=9000 -o R
+
+    Reads: the training JSON of `map-categories` and its images.
+    Writes: RUN/ with config.toml, run.json, metrics.jsonl and, last, model.safetensors.
+      The same command again continues an unfinished run.
+
+    next: `pmvis infer --weights RUN --frames videos/ -o raw.tracks.jsonl`
+    """
+    from pmvis_core.systems.pmvis import ImageStage
+    from pmvis_core.systems.presets import IMAGE_PRESETS, find_preset
+    from pmvis_core.train import TrainJob
+
+    resolved = resolve(find_preset(IMAGE_PRESETS, preset), config, settings, steps, print_config)
+    stage = ImageStage(data, images, box_loss, freeze_mask_head)
+    job = TrainJob(stage, resolved, output, seed, init, init_backbone, device, processes)
+    run(job, overwrite, dry_run, json)
+
+
+def train_video(
+    pseudo: Annotated[
+        Path, typer.Option(metavar="TRACKS", help="Pseudo labels: tracks file or YouTube-VIS JSON.")
+    ],
+    output: RunFolder,
+    frames: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Where the labelled frames lie.")
+    ] = None,
+    init: Init = None,
+    preset: Preset = "",
+    config: ConfigFile = None,
+    settings: Settings = None,
+    steps: Steps = None,
+    mask_loss: Annotated[
+        bool, typer.Option("--mask-loss/--no-mask-loss", help="Mask losses of pseudo masks.")
+    ] = True,
+    box_loss: Annotated[
+        bool, typer.Option("--box-loss/--no-box-loss", help="BoxInst losses of pseudo boxes.")
+    ] = True,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="JSON", help="Stills to mix in by `train.image_share`."),
+    ] = None,
+    images: Images = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    processes: Processes = 1,
+    overwrite: Overwrite = False,
+    print_config: PrintConfig = False,
+    dry_run: DryRun = False,
+    json: JsonFlag = False,
+) -> None:
+    """Train on pseudo labels of videos, with mask losses and BoxInst losses together.
+
+    Examples:
+      pmvis train-video --pseudo kept.tracks.jsonl --frames videos/ --init runs/image -o runs/video
+      pmvis train-video --pseudo kept.tracks.jsonl --frames videos/ --init runs/image \\
+        --no-box-loss -o runs/mask-only
+
+    Reads: tracks (or YouTube-VIS JSON), their frames, and the model to start from.
+    Writes: RUN/ as `train-image` does.
+
+    next: `pmvis infer --weights RUN --frames videos/ | pmvis eval --gt valid.json`
+    """
+    from pmvis_core.errors import UsageError
+    from pmvis_core.systems.pmvis import VideoStage
+    from pmvis_core.systems.presets import VIDEO_PRESETS, find_preset
+    from pmvis_core.train import TrainJob, preset_of
+
+    if not mask_loss and not box_loss:
+        raise UsageError("`--no-mask-loss` and `--no-box-loss` leave masks without any loss")
+    chosen = preset or (preset_of(init) if init else "resnet50")
+    resolved = resolve(find_preset(VIDEO_PRESETS, chosen), config, settings, steps, print_config)
+    stage = VideoStage(pseudo, frames, mask_loss, box_loss, data, images)
+    job = TrainJob(stage, resolved, output, seed, init, None, device, processes)
+    run(job, overwrite, dry_run, json)
+
+
+def resolve(
+    preset: RunConfig,
+    config: Path | None,
+    settings: list[str] | None,
+    steps: int | None,
+    print_config: bool,
+) -> RunConfig:
+    """Layer file, environment and flags over a preset; print the result and stop if asked.
+
+    Raises:
+        UsageError: a setting is unknown or of the wrong type.
+    """
+    from pmvis_core.config import environment_settings, layer, parse_settings, read_toml, to_toml
+
+    file = {k: v for k, v in read_toml(config).items() if k != "preset"} if config else {}
+    flags = parse_settings(settings or []) | ({"train.steps": steps} if steps else {})
+    layers = [
+        (f"config {config}", file),
+        ("environment", environment_settings(preset, os.environ)),
+        ("command line", flags),
+    ]
+    resolved, origins = layer(preset, layers)
+    if print_config:
+        typer.echo(to_toml(resolved, origins), nl=False)
+        raise typer.Exit
+    return resolved
+
+
+def run(job: TrainJob, overwrite: bool, dry_run: bool, json: bool) -> None:
+    """Train a job, or print its plan."""
+    from dataclasses import replace
+
+    from pmvis_core.devices import find_device
+    from pmvis_core.train import check_run_folder, clear_run_folder, plan, train
+
+    console = get_console()
+    job = replace(job, device=str(find_device(job.device)))
+    if dry_run:
+        facts = plan(job)
+        if json:
+            console.emit_json(facts)
+        else:
+            console.table(plan_table(facts), stdout=True)
+        return
+    if overwrite:
+        clear_run_folder(job.out)
+    check_run_folder(job)
+    train(job, console.progress)
+    console.say(f"wrote {job.out}")
+
+
+def plan_table(facts: dict):  # type: ignore[no-untyped-def, type-arg]  # noqa: ANN201
+    """Draw a plan: what is trained on what, by which losses."""
+    from rich.table import Table
+
+    table = Table(title=facts["title"], caption=facts["caption"], title_justify="left")
+    for name in ("source", "supervision", "annotations", "losses"):
+        table.add_column(name, justify="right" if name == "annotations" else "left")
+    for row in facts["rows"]:
+        table.add_row(
+            row["source"], row["supervision"], str(row["annotations"]), ", ".join(row["losses"])
+        )
+    return table

@@ -1,0 +1,1 @@
+"""Recipes, one a paper: this model, these samples, this matcher, these losses."""

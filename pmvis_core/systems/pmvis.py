@@ -1,0 +1,144 @@
+"""PM-VIS+ (Yang et al., 2024): the image stage and the video stage, as recipes.
+
+A stage says which samples it learns from, which losses they get and what stays frozen. The image
+stage learns from stills with masks and stills with boxes only; the video stage learns from pseudo
+labels with mask losses and BoxInst losses together (Table IV: 44.7 AP against 43.3 and 40.2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pmvis_core.augment import AugmentConfig
+from pmvis_core.config import ModelConfig, TrackerConfig, TrainConfig
+from pmvis_core.datasets import CocoImages, Mixture, PseudoVideos, image_mixture
+from pmvis_core.losses import LossWeights, SetCriterion
+from pmvis_core.matching import OptimalTransportMatcher
+from pmvis_core.types import Category
+from pmvis_core.weak_losses import BoxInst
+
+CACHE_BYTES = 512 << 20
+"""Decoded training images kept in memory by each process."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Every number of a run; a run folder keeps it as ``config.toml``."""
+
+    preset: str = "resnet50"
+    """What the values started from."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The network."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """How training frames vary."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """The schedule."""
+    loss: LossWeights = field(default_factory=LossWeights)
+    """Weights of the terms."""
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    """Thresholds of inference, stored with the model."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a stage learns from."""
+
+    source: Mixture
+    """Key/reference pairs."""
+    categories: tuple[Category, ...]
+    """The vocabulary; label k is the k-th category."""
+
+
+@dataclass(frozen=True)
+class ImageStage:
+    """PM-VIS+(Image): stills as key/reference pairs; each annotation gets the losses it can."""
+
+    data: Path
+    """``train_image.json`` of `map-categories`."""
+    images: Path | None = None
+    """Folder of the images; None: that of ``data``."""
+    box_loss: bool = False
+    """BoxInst for box-only instances (the paper is better without)."""
+    freeze_mask_head: bool = False
+    """Keep the mask branch as it was initialised (Table II, row 4)."""
+
+    name = "image"
+
+    def samples(self, config: RunConfig) -> Samples:
+        """Open the stills; mixed by kind in the paper's proportion."""
+        stills = CocoImages(self.data, self.images, config.augment, cache_bytes=CACHE_BYTES)
+        return Samples(image_mixture(stills, config.train.box_only_share), stills.categories)
+
+    def criterion(self, config: RunConfig, seed: int) -> SetCriterion:
+        """Build the losses."""
+        return _criterion(config, seed, box_loss=self.box_loss)
+
+    def frozen(self) -> tuple[str, ...]:
+        """Return the parts of parameter names that do not learn."""
+        return ("mask_head",) if self.freeze_mask_head else ()
+
+
+@dataclass(frozen=True)
+class VideoStage:
+    """PM-VIS+(Video): pseudo labels of unlabelled videos, mask and BoxInst losses together."""
+
+    pseudo: Path
+    """Tracks file or YouTube-VIS JSON."""
+    frames: Path | None
+    """Where the frames lie."""
+    mask_loss: bool = True
+    """Mask losses, at half weight as the authors have it."""
+    box_loss: bool = True
+    """BoxInst's losses."""
+    data: Path | None = None
+    """``train_image.json`` to mix in by ``train.image_share``."""
+    images: Path | None = None
+    """Folder of its images."""
+
+    name = "video"
+
+    def samples(self, config: RunConfig) -> Samples:
+        """Open the videos, mixed with stills where asked."""
+        videos = PseudoVideos(self.pseudo, self.frames, config.augment, cache_bytes=CACHE_BYTES)
+        share = config.train.image_share if self.data else 0.0
+        if not share or self.data is None:
+            return Samples(Mixture([videos], [1.0]), videos.categories)
+        stills = CocoImages(self.data, self.images, config.augment, cache_bytes=CACHE_BYTES)
+        masked, box_only = stills.split()
+        parts = [
+            (videos, 1 - share),
+            (masked, share * (1 - config.train.box_only_share)),
+            (box_only, share * config.train.box_only_share),
+        ]
+        filled = [(source, weight) for source, weight in parts if len(source)]
+        return Samples(Mixture([s for s, _ in filled], [w for _, w in filled]), videos.categories)
+
+    def criterion(self, config: RunConfig, seed: int) -> SetCriterion:
+        """Build the losses."""
+        return _criterion(config, seed, box_loss=self.box_loss, mask_loss=self.mask_loss)
+
+    def frozen(self) -> tuple[str, ...]:
+        """Return the parts of parameter names that do not learn: none."""
+        return ()
+
+
+Stage = ImageStage | VideoStage
+
+
+def _criterion(
+    config: RunConfig, seed: int, *, box_loss: bool, mask_loss: bool = True
+) -> SetCriterion:
+    """Build IDOL's criterion with the preset's numbers."""
+    return SetCriterion(
+        weights=config.loss,
+        matcher=OptimalTransportMatcher(loose_candidates=config.train.loose_candidates),
+        supervise_reference=config.train.supervise_reference,
+        mask_loss=mask_loss,
+        box_loss="box" if box_loss else "none",
+        boxinst=BoxInst(
+            warmup_steps=config.train.pairwise_warmup_steps,
+            bottom_rows=config.train.bottom_rows,
+        ),
+        seed=seed,
+    )
