@@ -6,6 +6,7 @@ Make never sees half a target. The same value always gives the same bytes.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -30,12 +31,13 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open ``path.part`` for writing; on a clean exit flush it to disk and rename it to ``path``.
 
     Raises:
-        ResourceError: the folder cannot be made or written.
+        ResourceError: the folder cannot be made or written, or ``path`` is a folder.
     """
     part = part_path(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        stream = part.open(mode, **({} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}))
+        make_room(path)
+        text = "b" not in mode
+        stream = part.open(mode, encoding="utf-8" if text else None, newline="\n" if text else None)
     except OSError as error:
         raise cannot_write(path, error) from error
     with stream:
@@ -43,6 +45,17 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(part, path)
+
+
+def make_room(path: Path) -> None:
+    """Make the folder of an output file.
+
+    Raises:
+        OSError: it cannot be made, or ``path`` is a folder itself.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def cannot_write(path: Path, error: OSError) -> ResourceError:
@@ -106,6 +119,8 @@ def parse_json(text: str, where: str) -> Any:
             f"{where}: not valid JSON at {place}: {error.msg}",
             "the file may be cut off; make it again",
         ) from error
+    except (RecursionError, ValueError) as error:  # nested too deep, or a number without end
+        raise DataError(f"{where}: no JSON that a program can hold: {error}") from error
 
 
 def significant(value: float, digits: int = 6) -> float:

@@ -15,44 +15,46 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
-import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from pmvis_core import masks
 from pmvis_core.errors import DataError, UsageError
-from pmvis_core.files import STDIO, canonical_json, cannot_write, parse_json, part_path
-from pmvis_core.types import RLE, Category, Supervision, Track, VideoInfo, VideoTracks
+from pmvis_core.files import (
+    STDIO,
+    cannot_write,
+    canonical_json,
+    make_room,
+    parse_json,
+    part_path,
+)
+from pmvis_core.tracks_json import (
+    TracksHeader,
+    check_track,
+    header_from_json,
+    video_from_json,
+    video_to_json,
+)
+from pmvis_core.types import VideoTracks
 
-FORMAT_VERSION = 1
+__all__ = [
+    "SUFFIXES",
+    "TracksHeader",
+    "TracksReader",
+    "TracksWriter",
+    "check_track",
+    "header_from_json",
+    "read_tracks",
+    "video_from_json",
+    "video_to_json",
+]
+
 SUFFIXES = (".tracks.jsonl", ".tracks.jsonl.gz")
-
-
-@dataclass(frozen=True)
-class TracksHeader:
-    """The first line of a tracks file."""
-
-    categories: tuple[Category, ...]
-    """The vocabulary that `category_id` refers to."""
-    lineage: tuple[Mapping[str, Any], ...] = ()
-    """One entry a stage, in order: its name, its options, digests of its inputs."""
-
-    def extended(self, stage: str, **facts: Any) -> TracksHeader:
-        """Return the header with one more stage in its lineage."""
-        return TracksHeader(self.categories, (*self.lineage, {"stage": stage, **facts}))
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the header as it stands on the first line."""
-        return {
-            "pmvis_tracks": FORMAT_VERSION,
-            "categories": [{"id": c.id, "name": c.name} for c in self.categories],
-            "lineage": [dict(entry) for entry in self.lineage],
-        }
 
 
 class TracksWriter:
@@ -81,20 +83,20 @@ class TracksWriter:
         self._tracks = 0
         self._digest = hashlib.sha256()
         self._to_stdout = str(path) == STDIO
-        kept = b"" if self._to_stdout or not resume else self._read_part(header)
+        kept = [] if self._to_stdout or not resume else self._read_part(header)
         self._stream = self._open(kept)
         if not kept:
             self._put(canonical_json(header.as_json()))
 
-    def _read_part(self, header: TracksHeader) -> bytes:
+    def _read_part(self, header: TracksHeader) -> list[bytes]:
         """Return the whole lines of the part file, counting what they hold."""
         part = part_path(self.path)
         if not part.exists():
-            return b""
+            return []
         data = _salvage(part)
         lines = data[: data.rfind(b"\n") + 1].splitlines(keepends=True)
         if not lines:
-            return b""
+            return []
         if lines[0].decode() != canonical_json(header.as_json()) + "\n":
             raise UsageError(
                 f"`{part}` was made from other inputs or options, so it cannot be resumed",
@@ -102,27 +104,38 @@ class TracksWriter:
             )
         kept = [lines[0]]
         for line in lines[1:]:
-            record = parse_json(line.decode(), str(part))
-            if "video" not in record:
+            video = _kept_video(line, header)
+            if video is None:
                 break
-            self._count(line.rstrip(b"\n"), len(record["tracks"]))
-            self.done_ids.add(record["video"]["id"])
+            self._count(line.rstrip(b"\n"), len(video.tracks))
+            self.done_ids.add(video.video.id)
             kept.append(line)
-        return b"".join(kept)
+        return kept
 
-    def _open(self, kept: bytes) -> IO[bytes]:
-        """Open the sink and put back what is kept of an earlier run."""
+    def _open(self, kept: Sequence[bytes]) -> IO[bytes]:
+        """Open the sink behind what is kept of an earlier run.
+
+        The earlier work is never at risk: a plain part file is only cut behind its last whole
+        line; a packed one, which must be packed anew, is replaced when the copy is whole.
+        """
         if self._to_stdout:
             return sys.stdout.buffer
+        part = part_path(self.path)
+        packed = self.path.suffix == ".gz"
+        place = part.with_name(part.name + ".new") if packed and kept else part
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            raw = part_path(self.path).open("wb")
+            make_room(self.path)
+            self._raw = place.open("r+b" if kept and not packed else "wb")
+            if not packed:
+                self._raw.truncate(self._raw.seek(sum(map(len, kept))))
+                return self._raw
+            stream = gzip.GzipFile("", "wb", fileobj=self._raw, mtime=0)
+            for line in kept:  # flushed one by one, so that a resumed file has the same bytes
+                stream.write(line)
+                stream.flush()
+            os.replace(place, part)
         except OSError as error:
             raise cannot_write(self.path, error) from error
-        self._raw = raw
-        packed = self.path.suffix == ".gz"
-        stream = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if packed else raw
-        stream.write(kept)
         return stream  # type: ignore[return-value]
 
     def _put(self, line: str) -> None:
@@ -137,8 +150,18 @@ class TracksWriter:
         self._digest.update(line + b"\n")
 
     def write(self, video: VideoTracks) -> None:
-        """Append one video."""
-        line = canonical_json(video_to_json(video))
+        """Append one video.
+
+        Raises:
+            DataError: it holds what no file can (a score that is no number, a name that is no
+                text); a reader would refuse the file.
+        """
+        try:
+            line = canonical_json(video_to_json(video))
+            line.encode()
+        except (UnicodeEncodeError, ValueError) as error:
+            info = video.video
+            raise DataError(f"video {info.id} {info.name!a} cannot be written: {error}") from error
         self._put(line)
         self._count(line.encode(), len(video.tracks))
 
@@ -171,6 +194,15 @@ class TracksWriter:
             os.replace(part_path(self.path), self.path)
 
 
+def _kept_video(line: bytes, header: TracksHeader) -> VideoTracks | None:
+    """Return the video of a part file's line, or None where its sound beginning ends."""
+    try:
+        record = parse_json(line.decode(), "")
+        return video_from_json(record, {category.id for category in header.categories}, "")
+    except (DataError, UnicodeDecodeError):
+        return None
+
+
 def _salvage(part: Path) -> bytes:
     """Return what can be read of a part file, also of a gzip stream that was cut off."""
     data = part.read_bytes()
@@ -181,7 +213,7 @@ def _salvage(part: Path) -> bytes:
         try:
             while block := stream.read1(1 << 16):
                 out += block
-        except (EOFError, OSError):
+        except (EOFError, OSError, zlib.error):
             pass
     return out
 
@@ -227,12 +259,19 @@ class TracksReader:
             if not isinstance(record, dict):
                 raise DataError(f"{where}: a {type(record).__name__}, expected an object")
             if "end" in record:
+                if ended:
+                    raise DataError(f"{where}: a second end record, expected a header")
                 self._check_end(record["end"], (count, tracks, digest.hexdigest()[:16]), where)
                 count, tracks, digest, ended = 0, 0, hashlib.sha256(), True
             elif "pmvis_tracks" in record:
                 self._check_same_header(record, ended, where)
                 ended = False
             else:
+                if ended:
+                    raise DataError(
+                        f"{where}: a line after the end record, expected a header",
+                        "concatenate whole files, headers and end records included",
+                    )
                 video = video_from_json(record, categories, where)
                 if video.video.id in seen:
                     raise DataError(f"{where}: video id {video.video.id} occurs a second time")
@@ -257,8 +296,10 @@ class TracksReader:
             )
 
     @staticmethod
-    def _check_end(end: Mapping[str, Any], seen: tuple[int, int, str], where: str) -> None:
+    def _check_end(end: Any, seen: tuple[int, int, str], where: str) -> None:
         """Compare the end record with the lines before it."""
+        if not isinstance(end, dict):
+            raise DataError(f"{where}: the end record is {end!r}, expected an object")
         stated = (end.get("videos"), end.get("tracks"), end.get("digest"))
         if stated != seen:
             raise DataError(
@@ -275,17 +316,19 @@ def read_tracks(path: Path) -> TracksReader:
 
 def _open_lines(path: Path) -> Iterator[bytes]:
     """Yield the lines of a plain or gzip file or of standard input."""
-    if str(path) == STDIO:
-        yield from sys.stdin.buffer
-        return
+    name = "standard input" if str(path) == STDIO else f"`{path}`"
     try:
-        with path.open("rb") as raw:
-            packed = raw.peek(2)[:2] == b"\x1f\x8b"
-            yield from (gzip.open(raw) if packed else raw)
+        raw: Any = nullcontext(sys.stdin.buffer) if str(path) == STDIO else path.open("rb")
+        with raw as stream:
+            packed = stream.peek(2)[:2] == b"\x1f\x8b"
+            yield from (gzip.open(stream) if packed else stream)
     except FileNotFoundError as error:
-        raise DataError(f"tracks file `{path}` does not exist", "check the path") from error
-    except (EOFError, OSError) as error:
-        raise DataError(f"`{path}` cannot be read to its end: {error}") from error
+        raise DataError(f"tracks file {name} does not exist", "check the path") from error
+    except (EOFError, OSError, zlib.error) as error:
+        raise DataError(
+            f"{name} cannot be read to its end: {error}",
+            "the command that wrote it failed, or the file was cut; make it again",
+        ) from error
 
 
 def _text(line: bytes, where: str) -> str:
@@ -294,146 +337,3 @@ def _text(line: bytes, where: str) -> str:
         return line.decode()
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: not UTF-8 text, expected a tracks file") from error
-
-
-def header_from_json(record: Any, where: str) -> TracksHeader:
-    """Parse the first line.
-
-    Raises:
-        DataError: it is no header, or of a version this program does not know.
-    """
-    if not isinstance(record, dict) or "pmvis_tracks" not in record:
-        raise DataError(
-            f"{where}: the first line is no tracks header",
-            "for YouTube-VIS JSON run `pmvis convert` first",
-        )
-    version = record["pmvis_tracks"]
-    if version != FORMAT_VERSION:
-        raise DataError(f"{where}: format version {version}, this pmvis reads {FORMAT_VERSION}")
-    try:
-        categories = tuple(Category(int(c["id"]), str(c["name"])) for c in record["categories"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{where}: the header's categories are malformed ({error!r})") from error
-    return TracksHeader(categories, tuple(record.get("lineage", ())))
-
-
-def video_to_json(video: VideoTracks) -> dict[str, Any]:
-    """Return a video as it stands on its line."""
-    info = video.video
-    record: dict[str, Any] = {
-        "video": {
-            "id": info.id,
-            "name": info.name,
-            "height": info.height,
-            "width": info.width,
-            "length": info.length,
-            "file_names": list(info.file_names),
-        },
-        "tracks": [_track_to_json(track) for track in video.tracks],
-    }
-    if video.ignored:
-        record["ignored"] = [_track_to_json(track) for track in video.ignored]
-    return record
-
-
-def _track_to_json(track: Track) -> dict[str, Any]:
-    """Return a track as an object of its video's line; absent options are left out."""
-    record: dict[str, Any] = {
-        "id": track.id,
-        "category_id": track.category_id,
-        "score": track.score,
-        "frame_scores": list(track.frame_scores),
-        "masks": [None if rle is None else rle["counts"] for rle in track.rles],
-        "supervision": track.supervision.value,
-    }
-    if track.instance is not None:
-        record["instance"] = track.instance
-    if track.keyframe is not None:
-        record["keyframe"] = track.keyframe
-    if track.lineage:
-        record["lineage"] = dict(track.lineage)
-    return record
-
-
-def video_from_json(record: Mapping[str, Any], categories: set[int], where: str) -> VideoTracks:
-    """Parse and check one video's line.
-
-    Args:
-        record: the parsed line.
-        categories: ids of the header's vocabulary.
-        where: file and line for messages.
-
-    Raises:
-        DataError: naming video and track, what was got and what was expected.
-    """
-    try:
-        v = record["video"]
-        info = VideoInfo(
-            id=v["id"],
-            name=v["name"],
-            height=v["height"],
-            width=v["width"],
-            length=v["length"],
-            file_names=tuple(v["file_names"]),
-        )
-        rows, ignored = record["tracks"], record.get("ignored", [])
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{where}: a video's line without {error}") from error
-    here = f"{where}: video {info.id} `{info.name}`"
-    tracks = tuple(_track_from_json(row, info, categories, here) for row in rows)
-    aside = tuple(_track_from_json(row, info, categories, here) for row in ignored)
-    ids = [track.id for track in tracks]
-    if len(ids) != len(set(ids)):
-        raise DataError(f"{here}: two tracks share an id, expected ids unique in the video")
-    return VideoTracks(info, tracks, aside)
-
-
-def _track_from_json(
-    row: Mapping[str, Any], video: VideoInfo, categories: set[int], here: str
-) -> Track:
-    """Parse and check one track."""
-    try:
-        size = [video.height, video.width]
-        track = Track(
-            id=row["id"],
-            category_id=row["category_id"],
-            score=row["score"],
-            frame_scores=tuple(row["frame_scores"]),
-            rles=tuple(None if c is None else RLE(size=size, counts=c) for c in row["masks"]),
-            instance=row.get("instance"),
-            keyframe=row.get("keyframe"),
-            supervision=Supervision(row["supervision"]),
-            lineage=row.get("lineage", {}),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{here}: a malformed track ({error!r})") from error
-    check_track(track, video, categories, f"{here}: track {track.id}")
-    return track
-
-
-def check_track(track: Track, video: VideoInfo, categories: set[int], here: str) -> None:
-    """Check a track against its video and vocabulary.
-
-    Raises:
-        DataError: wrong number of masks or scores, a category outside the vocabulary, a score
-            that is no number in [0, 1], or a mask that does not fill the video's frame exactly.
-    """
-    if track.category_id not in categories:
-        raise DataError(f"{here} has category id {track.category_id}, not in the vocabulary")
-    for what, found in (("masks", len(track.rles)), ("frame scores", len(track.frame_scores))):
-        if found != video.length:
-            raise DataError(
-                f"{here} has {found} {what}, the video has {video.length} frames",
-                "make the file again with the frames it was made from",
-            )
-    for score in (track.score, *track.frame_scores):
-        if score is not None and not (isinstance(score, int | float) and _is_share(score)):
-            raise DataError(f"{here} has score {score!r}, expected a number from 0 to 1")
-    for frame, rle in enumerate(track.rles):
-        if rle is not None:
-            masks.validate(rle, f"{here}, frame {frame}")
-
-
-def _is_share(score: float) -> bool:
-    """Tell whether a score is finite and in [0, 1]."""
-    return math.isfinite(score) and 0.0 <= score <= 1.0

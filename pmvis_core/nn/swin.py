@@ -8,7 +8,9 @@ state dict because published checkpoints hold it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -151,10 +153,12 @@ class Swin(Backbone):
         self.patch_embed = nn.Module()
         self.patch_embed.proj = nn.Conv2d(3, width, 4, 4)
         self.patch_embed.norm = nn.LayerNorm(width)
-        rates = torch.linspace(0, drop_path, sum(depths)).split(list(depths))
+        rates = iter(np.linspace(0, drop_path, sum(depths)).tolist())
         self.layers = nn.ModuleList(
-            SwinStage(width << i, heads[i], window, rates[i].tolist(), last=i == len(depths) - 1)
-            for i in range(len(depths))
+            SwinStage(
+                width << i, heads[i], window, list(islice(rates, depth)), last=i == len(depths) - 1
+            )
+            for i, depth in enumerate(depths)
         )
         for index in range(len(depths)):
             self.add_module(f"norm{index}", nn.LayerNorm(width << index))

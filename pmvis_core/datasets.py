@@ -1,0 +1,439 @@
+"""Training data: annotated stills and pseudo-labelled videos, as key/reference pairs.
+
+Every sample is a `KeyReferencePair` (IDOL, section 3.2) whose instances state their `Supervision`.
+`CocoImages` makes two independent views of a still; `PseudoVideos` takes two frames of a video and
+holds its masks as RLEs until a frame is drawn. `streams` turns sources into endless batches.
+
+    images = CocoImages(Path("train_image.json"), None, IDOL_STILLS)
+    mixture = image_mixture(images, box_only_share=3 / 7)
+    for pairs in prefetch(batches(mixture, 4, seed=0, start_step=1000, threads=4)):
+        ...
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pmvis_core import masks
+from pmvis_core.augment import AugmentConfig, View, draw_clip, draw_still
+from pmvis_core.errors import DataError
+from pmvis_core.formats.ytvis import open_tracks
+from pmvis_core.samples import Frame, KeyReferencePair, Targets
+from pmvis_core.stills import Still, read_stills, sorted_categories
+from pmvis_core.streams import Ledger, Mixture, Source, batches, prefetch
+from pmvis_core.types import RLE, Supervision, Track, VideoInfo, VideoTracks
+from pmvis_core.video import FrameSource, find_frames, read_image
+
+__all__ = [
+    "CocoImages",
+    "Mixture",
+    "PseudoVideos",
+    "Source",
+    "annotation_ledger",
+    "batches",
+    "image_mixture",
+    "prefetch",
+]
+
+T = TypeVar("T")
+Image = NDArray[np.uint8]
+
+_MIN_SIDE_PX = 1e-5
+_DUPLICATE_IOU = 0.5
+"""Box overlap from which a track that was set aside is taken for one that was kept."""
+
+
+class CocoImages:
+    """Key/reference pairs from stills (facts of IDOL's `coco_clip`).
+
+    Boxes are the transformed and clipped annotation boxes, also where there is a mask. Crowd
+    annotations and stills without any other are left out.
+    """
+
+    def __init__(
+        self,
+        json: Path,
+        images: Path | None,
+        augment: AugmentConfig,
+        *,
+        cache_bytes: int = 0,
+    ) -> None:
+        """Read and check the annotations.
+
+        Args:
+            json: COCO instances; an annotation without `segmentation` is a box.
+            images: folder that `file_name` is relative to; None for the folder of ``json``.
+            augment: what the views may vary.
+            cache_bytes: decoded images and masks kept in memory, in bytes.
+
+        Raises:
+            DataError: the file is malformed, an image file is missing, or nothing is left.
+        """
+        root = json.parent if images is None else images
+        self.augment = augment
+        self.categories, self._stills = read_stills(json, root)
+        self._cache = _Cache[tuple[Image, Image]](cache_bytes)
+
+    def __len__(self) -> int:
+        """Return the number of stills."""
+        return len(self._stills)
+
+    def split(self) -> tuple[CocoImages, CocoImages]:
+        """Return the stills with a mask, and the box-only ones (either may be empty)."""
+        masked, box_only = copy(self), copy(self)
+        masked._stills = [still for still in self._stills if still.has_mask]
+        box_only._stills = [still for still in self._stills if not still.has_mask]
+        return masked, box_only
+
+    def sample(self, index: int, rng: np.random.Generator) -> KeyReferencePair:
+        """Return two independent views of a still.
+
+        Raises:
+            DataError: the image cannot be read or has another size than the annotations say.
+        """
+        still = self._stills[index]
+        image, bitmaps = self._cache.get(still.id, partial(_load, still), _pair_bytes)
+        views = (draw_still(image.shape[:2], self.augment, rng) for _ in range(2))
+        key, reference = (_still_frame(still, image, bitmaps, view) for view in views)
+        return _paired(key, reference)
+
+    def ledger(self) -> Ledger:
+        """Return the images and annotations by the image's `source`."""
+        out: Ledger = {}
+        for still in self._stills:
+            row = out.setdefault(still.source, Counter())
+            row["images"] += 1
+            row.update(instance.supervision.value for instance in still.instances)
+        return out
+
+
+class PseudoVideos:
+    """Key/reference pairs from labelled videos (facts of IDOL's `dataset_mapper`).
+
+    One item is a video: a centre frame, another at most ``max_gap`` away, the earlier is the key.
+    Boxes are the tight boxes of the transformed masks. Of several rows of one instance the best
+    scored counts. Videos without a track are left out.
+    """
+
+    def __init__(
+        self,
+        tracks: Path,
+        frames: Path | None,
+        augment: AugmentConfig,
+        *,
+        max_gap: int = 10,
+        cache_bytes: int = 0,
+    ) -> None:
+        """Read the tracks and find the videos' frames.
+
+        Args:
+            tracks: a tracks file or a YouTube-VIS dataset.
+            frames: root of the videos' frames; None looks beside ``tracks``.
+            augment: what the views may vary.
+            max_gap: largest distance of the two frames.
+            cache_bytes: decoded frames kept in memory, in bytes.
+
+        Raises:
+            DataError: the file is malformed, frames are missing, or no track is left.
+        """
+        root = frames or (tracks if tracks.suffix == ".json" else tracks.parent)
+        reader = open_tracks(tracks)
+        self.augment, self.max_gap = augment, max_gap
+        self.categories = sorted_categories(reader.header.categories)
+        labels = {category.id: label for label, category in enumerate(self.categories)}
+        self.left_out = 0
+        """Number of videos without a track."""
+        self._clips: list[_Clip] = []
+        for video in reader:
+            clip = _make_clip(video, labels, root)
+            if clip is None:
+                self.left_out += 1
+            else:
+                self._clips.append(clip)
+        if not self._clips:
+            raise DataError(
+                f"`{tracks}` holds no track in its {self.left_out} videos, so none to train on",
+                "filter less strictly: a lower `--pscore` or a higher `--topk`",
+            )
+        self._cache = _Cache[Image](cache_bytes)
+
+    def __len__(self) -> int:
+        """Return the number of videos."""
+        return len(self._clips)
+
+    def sample(self, index: int, rng: np.random.Generator) -> KeyReferencePair:
+        """Return two frames of a video; a video of one frame gives that frame twice.
+
+        Raises:
+            DataError: a frame cannot be read or has another size than the tracks say.
+        """
+        clip = self._clips[index]
+        times = _draw_times(clip.video.length, self.max_gap, rng)
+        images = [
+            self._cache.get((index, t), partial(clip.frames.__getitem__, t), _image_bytes)
+            for t in times
+        ]
+        views = draw_clip([image.shape[:2] for image in images], self.augment, rng)
+        rows = [i for i, t in enumerate(clip.tracks) if any(t.rles[time] for time in times)]
+        key, reference = (
+            _clip_frame(clip, rows, time, image, view)
+            for time, image, view in zip(times, images, views, strict=True)
+        )
+        return _paired(key, reference)
+
+    def ledger(self) -> Ledger:
+        """Return the videos and tracks; tracks that `filter` set aside count as `ignored`."""
+        row = Counter(videos=len(self._clips))
+        for clip in self._clips:
+            row.update(track.supervision.value for track in clip.tracks)
+            row["ignored"] += len(clip.ignored)
+        return {"videos": row}
+
+
+def image_mixture(images: CocoImages, box_only_share: float = 3 / 7) -> Mixture:
+    """Return the image stage's data: masked and box-only stills in the paper's proportion.
+
+    The authors' loader draws from COCO and ImageNet with weights 1 and 0.75, hence 3/7. Where one
+    kind is absent, the other gets everything.
+    """
+    masked, box_only = images.split()
+    if not len(masked) or not len(box_only):
+        return Mixture([images], [1.0])
+    return Mixture([masked, box_only], [1 - box_only_share, box_only_share])
+
+
+def annotation_ledger(source: Source | Mixture) -> dict[str, Any]:
+    """Return which labels go into a run, as plain JSON values.
+
+    Returns:
+        ``sources`` maps a source's name to its counts; ``human`` counts what people drew in
+        stills (``masks``, ``boxes``, ``points``) and in videos (``video_labels``, zero unless
+        ground truth is given as pseudo labels); ``pseudo`` counts tracks labelled by a model.
+    """
+    ledger = source.ledger()
+    stills = sum((row for row in ledger.values() if "videos" not in row), Counter())
+    clips = sum((row for row in ledger.values() if "videos" in row), Counter())
+    kinds = {"masks": Supervision.MASK, "boxes": Supervision.BOX, "points": Supervision.POINT}
+    human = {name: stills[kind.value] for name, kind in kinds.items()}
+    human["video_labels"] = sum(clips[kind.value] for kind in kinds.values())
+    return {
+        "sources": {name: dict(sorted(row.items())) for name, row in sorted(ledger.items())},
+        "human": human,
+        "pseudo": clips[Supervision.PSEUDO.value],
+    }
+
+
+@dataclass(frozen=True)
+class _Clip:
+    """One video and what is known of it; ``labels`` goes with ``tracks``."""
+
+    video: VideoInfo
+    frames: FrameSource
+    tracks: tuple[Track, ...]
+    labels: tuple[int, ...]
+    ignored: tuple[Track, ...]
+
+
+class _Cache(Generic[T]):
+    """Keeps what was made until its bytes run out; nothing is ever thrown out again.
+
+    Epochs visit everything equally often, so a part that stays is worth more than the latest.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._left = limit_bytes
+        self._kept: dict[Any, T] = {}
+
+    def get(self, key: Any, make: Callable[[], T], size: Callable[[T], int]) -> T:
+        """Return the value of ``key``, made by ``make`` if it is not kept; ``size`` in bytes."""
+        found = self._kept.get(key)
+        if found is not None:
+            return found
+        value = make()
+        if (needed := size(value)) <= self._left:
+            self._left -= needed
+            self._kept[key] = value
+        return value
+
+
+def _load(still: Still) -> tuple[Image, Image]:
+    """Return the image and the (N, H, W) masks of its RLE instances (zeros for the others)."""
+    image = read_image(still.path, f"training image {still.id}")
+    if image.shape[:2] != still.size:
+        raise DataError(
+            f"training image {still.id}: `{still.path}` is {image.shape[1]}x{image.shape[0]} "
+            f"pixels, the annotations say {still.size[1]}x{still.size[0]}",
+            "annotations and images do not belong together; check the images' folder",
+        )
+    rles = [instance.rle for instance in still.instances]
+    return image, _decode(rles if any(rles) else (), still.size)
+
+
+def _pair_bytes(pair: tuple[Image, Image]) -> int:
+    """Return the bytes of an image and its masks."""
+    return pair[0].nbytes + pair[1].nbytes
+
+
+def _image_bytes(image: Image) -> int:
+    """Return the bytes of an image."""
+    return image.nbytes
+
+
+def _decode(rles: Sequence[RLE | None], size: tuple[int, int]) -> Image:
+    """Return (N, H, W) uint8 masks, zeros where there is no RLE."""
+    out = np.zeros((len(rles), *size), np.uint8)
+    for row, rle in enumerate(rles):
+        if rle is not None:
+            masks.decode(rle, out=out[row])
+    return out
+
+
+def _still_frame(still: Still, image: Image, bitmaps: Image, view: View) -> Frame:
+    """Return a view of a still with all its instances."""
+    height, width = view.size
+    if len(bitmaps):
+        seen = view.masks(bitmaps)
+    else:
+        seen = np.zeros((len(still.instances), height, width), np.uint8)
+    for row, instance in enumerate(still.instances):
+        if instance.polygons:
+            polygons = [view.polygon(polygon).tolist() for polygon in instance.polygons]
+            masks.decode(masks.from_polygons(polygons, height, width), out=seen[row])
+    boxes = view.boxes(np.array([instance.box for instance in still.instances]))
+    kinds = tuple(instance.supervision for instance in still.instances)
+    masked = np.array([kind is Supervision.MASK for kind in kinds])
+    valid = _filled(boxes) & (seen.any(axis=(1, 2)) | ~masked)
+    labels = [instance.label for instance in still.instances]
+    return _frame(image, view, _Rows(labels, boxes, seen, kinds, valid), np.empty((0, 4)))
+
+
+def _clip_frame(clip: _Clip, rows: Sequence[int], time: int, image: Image, view: View) -> Frame:
+    """Return a view of a video's frame with some of the tracks."""
+    size = clip.video.height, clip.video.width
+    seen = view.masks(_decode([clip.tracks[row].rles[time] for row in rows], size))
+    boxes = _tight_boxes(seen)
+    away = [rle for track in clip.ignored if (rle := track.rles[time]) is not None]
+    ignored = view.boxes(np.array([masks.to_box(rle) for rle in away]).reshape(-1, 4))
+    # What lies on a known object is its duplicate, no missed object.
+    unknown = _filled(ignored) & (_box_iou(ignored, boxes).max(1, initial=0) <= _DUPLICATE_IOU)
+    kinds = tuple(clip.tracks[row].supervision for row in rows)
+    labels = [clip.labels[row] for row in rows]
+    found = _Rows(labels, boxes, seen, kinds, _filled(boxes))
+    return _frame(image, view, found, ignored[unknown])
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A view's instances as arrays: boxes xyxy in pixels, masks uint8."""
+
+    labels: list[int]
+    boxes: NDArray[np.float64]
+    masks: Image
+    supervision: tuple[Supervision, ...]
+    valid: NDArray[np.bool_]
+
+
+def _frame(image: Image, view: View, rows: _Rows, ignored: NDArray[np.float64]) -> Frame:
+    """Turn a view's arrays into tensors."""
+    targets = Targets(
+        labels=torch.tensor(rows.labels, dtype=torch.int64),
+        boxes=_relative(rows.boxes, view.size),
+        masks=torch.from_numpy(rows.masks.view(np.bool_)),
+        supervision=rows.supervision,
+        valid=torch.from_numpy(rows.valid),
+        ignored=_relative(ignored, view.size),
+    )
+    pixels = np.ascontiguousarray(view.image(image).transpose(2, 0, 1))
+    return Frame(torch.from_numpy(pixels), targets, original_height=len(image))
+
+
+def _paired(key: Frame, reference: Frame) -> KeyReferencePair:
+    """Drop the rows that are not visible in the key from both frames, as IDOL does.
+
+    Where they are visible in the reference they become ignored regions of it: a recipe that
+    supervises reference frames too must not learn that nothing is there.
+    """
+    visible, other = key.targets.valid, reference.targets
+    lost = other.boxes[other.valid & ~visible]
+    rows = replace(other.select(visible), ignored=torch.cat([other.ignored, lost]))
+    return KeyReferencePair(
+        replace(key, targets=key.targets.select(visible)), replace(reference, targets=rows)
+    )
+
+
+def _relative(boxes: NDArray[np.float64], size: tuple[int, int]) -> torch.Tensor:
+    """Turn (N, 4) xyxy pixels into float32 cxcywh relative to ``size``."""
+    corners = boxes / np.array([size[1], size[0]] * 2)
+    low, high = corners[:, :2], corners[:, 2:]
+    return torch.from_numpy(np.concatenate([(low + high) / 2, high - low], 1).astype(np.float32))
+
+
+def _filled(boxes: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Tell which (N, 4) xyxy boxes have an inside."""
+    return np.asarray((boxes[:, 2:] - boxes[:, :2] > _MIN_SIDE_PX).all(axis=1))
+
+
+def _box_iou(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the (N, M) IoU of (N, 4) and (M, 4) xyxy boxes, 0 for empty ones."""
+    low = np.maximum(a[:, None, :2], b[None, :, :2])
+    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
+    shared = np.clip(high - low, 0, None).prod(axis=2)
+    area_a, area_b = ((boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (a, b))
+    whole = area_a[:, None] + area_b[None] - shared
+    return np.asarray(np.divide(shared, whole, out=np.zeros_like(shared), where=whole > 0))
+
+
+def _tight_boxes(bitmaps: Image) -> NDArray[np.float64]:
+    """Return the (N, 4) xyxy boxes of (N, H, W) masks, far edge exclusive, zeros if empty."""
+    out = np.zeros((len(bitmaps), 4))
+    # Any row makes a column's hit, any column a row's.
+    for axis, near in ((1, 0), (2, 1)):
+        hit: NDArray[np.uint8] = bitmaps.max(axis=axis)
+        found = hit.max(axis=1) > 0
+        out[found, near] = hit[found].argmax(axis=1)
+        out[found, near + 2] = hit.shape[1] - hit[found, ::-1].argmax(axis=1)
+    return out
+
+
+def _draw_times(length: int, max_gap: int, rng: np.random.Generator) -> tuple[int, int]:
+    """Draw a centre frame and another one near it, in order; the same twice if it is alone."""
+    centre = int(rng.integers(length))
+    near = range(max(0, centre - max_gap), min(length, centre + max_gap + 1))
+    others = [t for t in near if t != centre] or [centre]
+    other = others[int(rng.integers(len(others)))]
+    return min(centre, other), max(centre, other)
+
+
+def _make_clip(video: VideoTracks, labels: Mapping[int, int], root: Path) -> _Clip | None:
+    """Return a video ready for sampling, or None if no track of it holds a mask."""
+    kept = _best_rows(video.tracks)
+    if not kept:
+        return None
+    objects = {_object(track) for track in kept}
+    ignored = tuple(t for t in _best_rows(video.ignored) if _object(t) not in objects)
+    rows = tuple(labels[track.category_id] for track in kept)
+    return _Clip(video.video, find_frames(video.video, root), kept, rows, ignored)
+
+
+def _object(track: Track) -> tuple[str, int]:
+    """Return what rows of one instance under several categories share."""
+    return ("track", track.id) if track.instance is None else ("instance", track.instance)
+
+
+def _best_rows(tracks: Sequence[Track]) -> tuple[Track, ...]:
+    """Return the best scored row of each instance that holds a mask; ties go to the lower id."""
+    best: dict[tuple[str, int], Track] = {}
+    for track in sorted(tracks, key=lambda track: (-track.score, track.id)):
+        if track.present:
+            best.setdefault(_object(track), track)
+    return tuple(sorted(best.values(), key=lambda track: track.id))

@@ -1,0 +1,399 @@
+"""AP and AR of video instance segmentation, digit for digit as the official evaluators count them.
+
+``ytvis``: YTVOSeval of YouTube-VIS 2019 (Yang et al., Video Instance Segmentation, ICCV 2019);
+``ovis``: the same with ground truth grouped by occlusion (Qi et al., OVIS, IJCV 2022). A track
+matches by the IoU of its whole mask sequence. Size groups split at 128^2 and 256^2 pixels of mean
+area; ten IoU thresholds, 101 recall points, at most 100 tracks a video and category.
+
+What is odd in the input is counted as those evaluators count it, and told in one warning.
+
+    truth = read_dataset(Path("valid.json"))
+    evaluate(truth, read_predictions(Path("out.tracks.jsonl"), truth)).summary["AP"]
+
+Steps: group by (video, category) -> track IoU -> match -> accumulate -> means.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pmvis_core import masks
+from pmvis_core.errors import DataError, UsageError
+from pmvis_core.evaluate_report import (
+    AREAS,
+    MAX_DETECTIONS,
+    OCCLUSIONS,
+    Evaluation,
+    Flags,
+    Floats,
+    Groups,
+    Pair,
+    PairKey,
+    accumulate,
+    iou_thresholds,
+)
+from pmvis_core.formats.predictions import UNKNOWN_CATEGORY, Doubts
+from pmvis_core.formats.ytvis import Dataset
+from pmvis_core.formats.ytvis_annotation import Annotation
+from pmvis_core.progress import Progress, silent
+from pmvis_core.types import RLE, VideoInfo, VideoTracks
+
+PROTOCOLS = ("ytvis", "ovis")
+_OCCLUSION_LEVELS = (
+    ("no_occlusion", 0.0),
+    ("slight_occlusion", 0.25),
+    ("severe_occlusion", 0.75),
+)
+
+
+def evaluate(
+    truth: Dataset,
+    predictions: Sequence[Annotation],
+    protocol: str = "ytvis",
+    *,
+    strict: bool = False,
+    doubts: Doubts | None = None,
+    progress: Progress = silent,
+) -> Evaluation:
+    """Evaluate predictions.
+
+    Args:
+        truth: ground truth.
+        predictions: under its ids, each with a score; see `formats.predictions`.
+        protocol: ``ytvis`` or ``ovis``.
+        strict: refuse what is odd instead of warning.
+        doubts: oddities found while reading, to be told with those found here.
+        progress: tells how many videos and categories are done.
+
+    Raises:
+        DataError: the ground truth has no annotations, a prediction is of an unknown video, an
+            annotation lacks its `occlusion` (ovis); or anything odd with ``strict``.
+    """
+    if protocol not in PROTOCOLS:
+        raise UsageError(f"protocol is `{protocol}`, expected `ytvis` or `ovis`")
+    check_annotated(truth)
+    noted = Doubts() if doubts is None else doubts
+    groups = Groups(AREAS, OCCLUSIONS if protocol == "ovis" else OCCLUSIONS[:1])
+    gts = _group_truth(truth, noted)
+    dts = _group_predictions(truth, predictions, noted)
+    pairs: list[Pair] = []
+    without_union: list[PairKey] = []
+    videos = {video.id: video for video in truth.videos}
+    known = {category.id for category in truth.categories}
+    keys = sorted(gts.keys() | dts.keys(), key=lambda key: (key[1], key[0]))
+    used = [key for key in keys if key[0] in videos and key[1] in known]
+    for key in progress(used, "evaluate"):
+        found = _Tracks(videos[key[0]], gts.get(key, []), dts.get(key, []))
+        pair, comparable = _evaluate_pair(key, found, groups, protocol, noted)
+        pairs.append(pair)
+        without_union += [] if comparable else [key]
+    noted.settle(strict=strict)
+    return accumulate(truth.categories, pairs, groups, tuple(without_union))
+
+
+def check_annotated(truth: Dataset) -> None:
+    """Check that a file is ground truth at all, before anything is read for it.
+
+    Raises:
+        DataError: it has no annotations.
+    """
+    if not truth.annotated:
+        raise DataError(
+            f"{truth.name} holds no `annotations`",
+            "the public validation files have none: use a split with ground truth, or "
+            "`pmvis convert --to results` and upload that to the challenge server",
+        )
+
+
+def label_quality(
+    tracks: Iterable[VideoTracks], truth: Dataset, iou: float = 0.5
+) -> dict[str, float]:
+    """Tell how good pseudo labels are against ground truth that training never sees.
+
+    Per video, label tracks take in order of falling score the ground-truth track of the same
+    category with the largest track IoU that is still free, if it is at least ``iou``.
+
+    Args:
+        tracks: the labels, under the ids of ``truth``; ignored tracks are left out.
+        truth: crowds are left out; videos without labels count as missed.
+        iou: smallest track IoU of a match.
+
+    Returns:
+        ``predicted``, ``matched``, ``truth``: numbers of tracks; ``precision`` = matched /
+        predicted and ``recall`` = matched / truth, 0 where the divisor is 0;
+        ``class_agnostic_precision``: precision when categories are not compared.
+
+    Raises:
+        DataError: a video of ``tracks`` is not in ``truth``.
+    """
+    there = {video.video.id: video for video in truth}
+    predicted = matched = matched_any = 0
+    for video in tracks:
+        if video.video.id not in there:
+            raise DataError(
+                f"video {video.video.id} `{video.video.name}` is not in {truth.name}",
+                "compare with the ground truth of the videos that were labelled",
+            )
+        labels = sorted(video.tracks, key=lambda track: -track.score)
+        objects = there[video.video.id].tracks
+        ious = _iou_matrix([t.rles for t in labels], [t.rles for t in objects])[0]
+        same = np.array([[a.category_id == b.category_id for b in objects] for a in labels])
+        predicted += len(labels)
+        matched += _count_matches(np.where(same.reshape(ious.shape), ious, -1.0), iou)
+        matched_any += _count_matches(ious, iou)
+    objects_there = sum(len(video.tracks) for video in there.values())
+    return {
+        "precision": matched / predicted if predicted else 0.0,
+        "recall": matched / objects_there if objects_there else 0.0,
+        "predicted": predicted,
+        "matched": matched,
+        "truth": objects_there,
+        "class_agnostic_precision": matched_any / predicted if predicted else 0.0,
+    }
+
+
+class _Tracks(NamedTuple):
+    """Both sides of one video and category."""
+
+    video: VideoInfo
+    gts: list[Annotation]
+    dts: list[Annotation]
+
+
+def _group_truth(truth: Dataset, doubts: Doubts) -> dict[PairKey, list[Annotation]]:
+    """Return the ground truth by video and category, as the official index would hand it out.
+
+    That index goes by id: of annotations that share one, the last stands in the place of each.
+    """
+    known = {category.id for category in truth.categories}
+    by_id = {row.id: row for row in truth.annotations}
+    by_video: dict[int, list[Annotation]] = defaultdict(list)
+    listed = Counter(video.id for video in truth.videos)
+    for row in truth.annotations:
+        if row.video_id not in listed:
+            doubts.add("annotations of videos that are not listed count for nothing", _name(row))
+        elif row.category_id not in known:
+            doubts.add("annotations of unlisted categories count for nothing", _name(row))
+        else:
+            by_video[row.video_id].append(row)
+    _doubt_truth(truth, listed, doubts)
+    found: dict[PairKey, list[Annotation]] = defaultdict(list)
+    for video_id in sorted(by_video):
+        for row in by_video[video_id]:
+            last = by_id[row.id]
+            found[last.video_id, last.category_id].append(last)
+    return found
+
+
+def _doubt_truth(truth: Dataset, listed: Counter[int], doubts: Doubts) -> None:
+    """Note what is odd in the ground truth."""
+    if not truth.annotations:
+        doubts.add(f"{truth.name} holds not one annotation, so no number can be given")
+    for number, times in listed.items():
+        if times > 1:
+            doubts.add("video ids occur more than once, the last entry counts", f"id {number}")
+    for number, times in Counter(row.id for row in truth.annotations).items():
+        if times > 1:
+            doubts.add(
+                "annotation ids occur more than once, the last is evaluated in place of each",
+                f"id {number}",
+            )
+        if number == 0:
+            doubts.add(
+                "an annotation has id 0, to which the official evaluator counts every match as a "
+                "false positive; number annotations from 1"
+            )
+    for row in truth.annotations:
+        if row.areas is None:
+            doubts.add("annotations without `areas` get those of their masks", _name(row))
+
+
+def _group_predictions(
+    truth: Dataset, predictions: Sequence[Annotation], doubts: Doubts
+) -> dict[PairKey, list[Annotation]]:
+    """Return the predictions by video and category, by falling score, the best 100 of each."""
+    videos = {video.id for video in truth.videos}
+    known = {category.id for category in truth.categories}
+    found: dict[PairKey, list[Annotation]] = defaultdict(list)
+    for row in predictions:
+        if row.video_id not in videos:
+            raise DataError(f"prediction {row.id} is of video {row.video_id}, not in {truth.name}")
+        if row.score is None or not math.isfinite(row.score):
+            raise DataError(f"prediction {row.id} has score {row.score}, expected a finite number")
+        if row.category_id not in known:
+            doubts.add(UNKNOWN_CATEGORY, f"category id {row.category_id}")
+            continue
+        if row.converted:
+            doubts.add("predictions hold polygons or plain runs, which challenge servers refuse")
+        found[row.video_id, row.category_id].append(row)
+    if not predictions:
+        doubts.add("there is not one prediction")
+    used = {row.category_id for row in truth.annotations}
+    if used and found and not any(category in used for _, category in found):
+        doubts.add(
+            "no prediction is of an annotated category, so every AP is 0; the category ids may "
+            "be those of another vocabulary"
+        )
+    for rows in found.values():
+        rows.sort(key=_falling)
+        del rows[MAX_DETECTIONS[-1] :]
+    return found
+
+
+def _falling(row: Annotation) -> float:
+    """Return the sort key for falling scores; the sort is stable, so ties keep their order."""
+    return -(row.score or 0.0)
+
+
+def _name(row: Annotation) -> str:
+    """Return how a doubt calls an annotation."""
+    return f"annotation {row.id} of video {row.video_id}"
+
+
+def _evaluate_pair(
+    key: PairKey, tracks: _Tracks, groups: Groups, protocol: str, doubts: Doubts
+) -> tuple[Pair, bool]:
+    """Match one video and category; also tell whether every two tracks could be compared."""
+    gts, dts = tracks.gts, tracks.dts
+    _doubt_shapes(tracks, protocol, doubts)
+    ious, comparable = _iou_matrix([d.rles for d in dts], [g.rles for g in gts])
+    if not comparable:
+        doubts.add(
+            "a prediction and a ground truth have no mask in common that could be compared: both "
+            "empty, or sizes differ in every frame",
+            f"video {key[0]}, category {key[1]}",
+        )
+    crowd = np.array([g.iscrowd for g in gts], dtype=bool)
+    outside = groups.outside_areas(np.array([_mean_area(g.areas, g.mask_areas) for g in gts]))
+    if protocol == "ovis":
+        outside |= groups.outside_occlusions(np.array([_occlusion(g) for g in gts]))
+    truth_ignored = crowd | outside
+    chosen = _match(ious, truth_ignored, crowd)
+    hit = chosen >= 0
+    ids = np.array([*(g.id for g in gts), 0], dtype=np.float64)
+    matches = np.where(hit, ids[chosen], 0.0)
+    columns = np.concatenate([truth_ignored, np.zeros((len(outside), 1), dtype=bool)], axis=1)
+    matched_ignored = columns[np.arange(len(columns))[:, None, None], chosen]
+    too_far = groups.outside_areas(np.array([_mean_area(None, d.mask_areas) for d in dts]))
+    ignored = matched_ignored | ((matches == 0) & too_far[:, None, :])
+    scores = np.array([d.score for d in dts], dtype=np.float64)
+    return Pair(*key, ious, scores, matches, ignored, truth_ignored), comparable
+
+
+def _doubt_shapes(tracks: _Tracks, protocol: str, doubts: Doubts) -> None:
+    """Note tracks whose length or mask sizes are not those of their video.
+
+    Raises:
+        DataError: the protocol is ovis and lengths differ, which its evaluator refuses.
+    """
+    video = tracks.video
+    lengths = {len(row.rles) for row in (*tracks.gts, *tracks.dts)}
+    if len(lengths) > 1 and tracks.gts and tracks.dts and protocol == "ovis":
+        raise DataError(
+            f"video {video.id} `{video.name}`: tracks have {min(lengths)} and {max(lengths)} "
+            "frames, expected equal lengths under `--protocol ovis`"
+        )
+    for what, rows in (("annotations", tracks.gts), ("predictions", tracks.dts)):
+        for row in rows:
+            if len(row.rles) != video.length:
+                doubts.add(
+                    f"{what} are longer or shorter than their video; frames beyond the shorter "
+                    "of two tracks do not count",
+                    f"video {video.id}: {len(row.rles)} against {video.length} frames",
+                )
+            for size in {(r["size"][0], r["size"][1]) for r in row.rles if r is not None}:
+                if size != (video.height, video.width):
+                    doubts.add(
+                        f"masks of {what} have another size than their video and overlap nothing; "
+                        "resize them to the original frames",
+                        f"video {video.id}: {size[0]}x{size[1]} against "
+                        f"{video.height}x{video.width}",
+                    )
+
+
+def _iou_matrix(
+    dts: Sequence[Sequence[RLE | None]], gts: Sequence[Sequence[RLE | None]]
+) -> tuple[Floats, bool]:
+    """Return (D, G) track IoUs, and False if a union was empty."""
+    ious = np.zeros((len(dts), len(gts)))
+    comparable = True
+    for row, dt in enumerate(dts):
+        for column, gt in enumerate(gts):
+            inter, union = masks.track_overlap(dt, gt)
+            ious[row, column] = inter / union if union > 0 else 0.0
+            comparable &= union > 0
+    return ious, comparable
+
+
+def _mean_area(annotated: Sequence[float | None] | None, of_masks: Sequence[int | None]) -> float:
+    """Return the mean of the areas that are neither absent nor 0, in pixels; 0 if there is none."""
+    areas = [area for area in (of_masks if annotated is None else annotated) if area]
+    return float(np.array(areas).mean()) if areas else 0.0
+
+
+def _occlusion(row: Annotation) -> float:
+    """Return the mean of the more occluded half of the frames, in [0, 1].
+
+    Raises:
+        DataError: the annotation has no usable `occlusion`.
+    """
+    levels = dict(_OCCLUSION_LEVELS)
+    stated = row.extra.get("occlusion")
+    frames = [level for level in stated if level is not None] if isinstance(stated, list) else []
+    if not frames or not all(isinstance(f, str) and f in levels for f in frames):
+        raise DataError(
+            f"{_name(row)} has no `occlusion` with a level of any frame",
+            "`--protocol ovis` needs OVIS annotations; the default protocol does not",
+        )
+    values = sorted((levels[level] for level in frames), reverse=True)
+    half = values[: math.ceil(len(values) / 2)]
+    return sum(half) / len(half)
+
+
+def _match(ious: Floats, ignored: Flags, crowd: Flags) -> NDArray[np.int64]:
+    """Match predictions to ground truth greedily, for all groups and thresholds at once.
+
+    In order of falling score each prediction takes, of the ground truths that reach the threshold
+    and are free, the one with the largest IoU, the later of equals; one that counts before any
+    that is ignored. Crowds are never used up.
+
+    Args:
+        ious: (D, G), rows by falling score.
+        ignored: (S, G) ground truths that do not count in a group.
+        crowd: (G,).
+
+    Returns:
+        (S, T, D) column of the match, -1 for none.
+    """
+    floors = np.minimum(iou_thresholds(), 1 - 1e-10)
+    number, columns = ious.shape
+    chosen = np.full((len(ignored), len(floors), number), -1, dtype=np.int64)
+    taken = np.zeros((len(ignored), len(floors), columns), dtype=bool)
+    for d in np.flatnonzero((ious >= floors[0]).any(axis=1)):
+        free = (ious[d] >= floors[:, None]) & (~taken | crowd)
+        counted = free & ~ignored[:, None, :]
+        pool = np.where(counted.any(axis=2, keepdims=True), counted, free)
+        best = columns - 1 - np.where(pool, ious[d], -1.0)[..., ::-1].argmax(axis=2)
+        hit = pool.any(axis=2)
+        chosen[..., d] = np.where(hit, best, -1)
+        group, threshold = np.nonzero(hit)
+        taken[group, threshold, best[hit]] = True
+    return chosen
+
+
+def _count_matches(ious: Floats, threshold: float) -> int:
+    """Return how many rows of (D, G) IoUs find a partner, greedily in their order."""
+    free = np.ones(ious.shape[1], dtype=bool)
+    count = 0
+    for row in ious:
+        candidates = np.where(free, row, -1.0)
+        if candidates.size and candidates.max() >= threshold:
+            free[candidates.argmax()] = False
+            count += 1
+    return count

@@ -1,0 +1,266 @@
+"""COCO instances JSON: reading with every fault named, writing, segmentations to RLE.
+
+An annotation without the key ``segmentation`` is a box-only annotation; that absence *is* its
+supervision. An empty ``segmentation`` (``[]``, as in ImageNet-bbox JSON) is read as absent.
+
+    dataset = read_coco(Path("instances_train2017.json"))
+    json_value = as_coco(dataset)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pmvis_core import masks
+from pmvis_core.errors import DataError
+from pmvis_core.files import read_json
+from pmvis_core.types import RLE, Category
+
+Segmentation = Sequence[Sequence[float]] | Mapping[str, Any]
+"""COCO's own forms: a list of polygons ``[x0, y0, x1, y1, …]``, or an RLE, compressed or not."""
+
+
+@dataclass(frozen=True, slots=True)
+class CocoImage:
+    """One picture of a data set."""
+
+    id: int
+    """Unique in the data set."""
+    file_name: str
+    """Relative to the data set's root of images."""
+    height: int
+    """Pixels."""
+    width: int
+    """Pixels."""
+    source: str | None = None
+    """Name of the data set it came from, in files that hold several."""
+
+
+@dataclass(frozen=True, slots=True)
+class CocoAnnotation:
+    """One instance in one picture."""
+
+    id: int
+    """Unique in the data set."""
+    image_id: int
+    """The picture."""
+    category_id: int
+    """Of the data set's vocabulary."""
+    bbox: tuple[float, float, float, float]
+    """``(x, y, width, height)`` in absolute pixels, as COCO writes it."""
+    area: float
+    """Pixels of the mask, or of the box where there is no mask."""
+    segmentation: Segmentation | None = None
+    """The mask, or None where only the box is known."""
+    is_crowd: bool = False
+    """A region of many instances, which trains nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class CocoDataset:
+    """Vocabulary, pictures and instances."""
+
+    categories: tuple[Category, ...]
+    images: tuple[CocoImage, ...]
+    annotations: tuple[CocoAnnotation, ...]
+
+
+def read_coco(path: Path, what: str = "COCO annotations") -> CocoDataset:
+    """Read a COCO instances JSON and check that it is whole.
+
+    Args:
+        path: the file.
+        what: how a message calls it.
+
+    Raises:
+        DataError: missing, not JSON, a field missing or of another type, an id twice, or an
+            annotation that points to no image or no category; the message names the entry.
+    """
+    return from_coco(read_json(path, what), str(path))
+
+
+def from_coco(value: Any, where: str) -> CocoDataset:
+    """Build a data set from parsed COCO JSON.
+
+    Raises:
+        DataError: see `read_coco`; ``where`` begins each message.
+    """
+    if not isinstance(value, dict) or not all(
+        isinstance(value.get(key), list) for key in ("images", "annotations", "categories")
+    ):
+        raise DataError(
+            f"{where}: no COCO instances JSON, expected an object with the lists `images`, "
+            "`annotations` and `categories`"
+        )
+    categories = tuple(
+        _category(row, f"{where}: categories[{i}]") for i, row in enumerate(value["categories"])
+    )
+    images = tuple(_image(row, f"{where}: images[{i}]") for i, row in enumerate(value["images"]))
+    annotations = tuple(
+        _annotation(row, f"{where}: annotations[{i}]") for i, row in enumerate(value["annotations"])
+    )
+    image_ids = _unique([image.id for image in images], f"{where}: image id")
+    category_ids = _unique([category.id for category in categories], f"{where}: category id")
+    _unique([annotation.id for annotation in annotations], f"{where}: annotation id")
+    for row in annotations:
+        if row.image_id not in image_ids:
+            raise DataError(f"{where}: annotation {row.id} is of image {row.image_id}, not listed")
+        if row.category_id not in category_ids:
+            raise DataError(
+                f"{where}: annotation {row.id} has category id {row.category_id}, not listed"
+            )
+    return CocoDataset(categories, images, annotations)
+
+
+def as_coco(dataset: CocoDataset, description: str = "") -> dict[str, Any]:
+    """Return a data set as COCO JSON; an annotation without a mask has no key ``segmentation``."""
+    return {
+        "info": {"description": description},
+        "categories": [{"id": c.id, "name": c.name} for c in dataset.categories],
+        "images": [_image_as_json(image) for image in dataset.images],
+        "annotations": [_annotation_as_json(row) for row in dataset.annotations],
+    }
+
+
+def segmentation_to_rle(segmentation: Segmentation, height: int, width: int, where: str) -> RLE:
+    """Turn a COCO segmentation into a compressed RLE.
+
+    Args:
+        segmentation: polygons in pixels, or an RLE with string or integer counts.
+        height: of the image, pixels.
+        width: of the image, pixels.
+        where: begins a message.
+
+    Raises:
+        DataError: the RLE is of another size or does not fill the image, or polygons are broken.
+    """
+    if isinstance(segmentation, Mapping):
+        size = list(segmentation.get("size", ()))
+        if size != [height, width]:
+            raise DataError(f"{where}: the mask's size is {size}, the image's {[height, width]}")
+        counts = segmentation.get("counts")
+        if isinstance(counts, list):
+            return masks.from_uncompressed(counts, height, width)
+        rle = RLE(size=[height, width], counts=counts)  # type: ignore[typeddict-item]
+        masks.validate(rle, where)
+        return rle
+    for polygon in segmentation:
+        if len(polygon) < 6 or len(polygon) % 2 or not all(map(_is_number, polygon)):
+            raise DataError(
+                f"{where}: a polygon of {len(polygon)} numbers, expected at least three points "
+                "`x0, y0, x1, y1, …`"
+            )
+    return masks.from_polygons([list(polygon) for polygon in segmentation], height, width)
+
+
+def _category(row: Any, where: str) -> Category:
+    """Parse one category."""
+    return Category(_integer(row, "id", where), _text(row, "name", where))
+
+
+def _image(row: Any, where: str) -> CocoImage:
+    """Parse one image."""
+    image = CocoImage(
+        id=_integer(row, "id", where),
+        file_name=_text(row, "file_name", where),
+        height=_integer(row, "height", where),
+        width=_integer(row, "width", where),
+        source=row.get("source"),
+    )
+    if image.height <= 0 or image.width <= 0:
+        raise DataError(f"{where}: size {image.width}x{image.height}, expected positive numbers")
+    return image
+
+
+def _annotation(row: Any, where: str) -> CocoAnnotation:
+    """Parse one annotation."""
+    bbox = _field(row, "bbox", where)
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)):
+        raise DataError(f"{where}: bbox is {bbox!r}, expected `[x, y, width, height]`")
+    segmentation = row.get("segmentation") or None
+    if not isinstance(segmentation, list | dict | None):
+        raise DataError(f"{where}: segmentation is a {type(segmentation).__name__}")
+    area = row.get("area")
+    return CocoAnnotation(
+        id=_integer(row, "id", where),
+        image_id=_integer(row, "image_id", where),
+        category_id=_integer(row, "category_id", where),
+        bbox=(bbox[0], bbox[1], bbox[2], bbox[3]),
+        area=area if _is_number(area) else bbox[2] * bbox[3],
+        segmentation=segmentation,
+        is_crowd=bool(row.get("iscrowd", 0)),
+    )
+
+
+def _image_as_json(image: CocoImage) -> dict[str, Any]:
+    """Return one image as COCO writes it."""
+    row: dict[str, Any] = {
+        "id": image.id,
+        "file_name": image.file_name,
+        "height": image.height,
+        "width": image.width,
+    }
+    if image.source is not None:
+        row["source"] = image.source
+    return row
+
+
+def _annotation_as_json(annotation: CocoAnnotation) -> dict[str, Any]:
+    """Return one annotation as COCO writes it."""
+    row: dict[str, Any] = {
+        "id": annotation.id,
+        "image_id": annotation.image_id,
+        "category_id": annotation.category_id,
+        "bbox": list(annotation.bbox),
+        "area": annotation.area,
+        "iscrowd": int(annotation.is_crowd),
+    }
+    if annotation.segmentation is not None:
+        row["segmentation"] = annotation.segmentation
+    return row
+
+
+def _field(row: Any, key: str, where: str) -> Any:
+    """Return a field that must be there."""
+    if not isinstance(row, dict) or key not in row:
+        raise DataError(f"{where}: no `{key}`")
+    return row[key]
+
+
+def _integer(row: Any, key: str, where: str) -> int:
+    """Return a field that must be an integer."""
+    value = _field(row, key, where)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise DataError(f"{where}: {key} is {value!r}, expected an integer")
+    return value
+
+
+def _text(row: Any, key: str, where: str) -> str:
+    """Return a field that must be a string with something in it."""
+    value = _field(row, key, where)
+    if not isinstance(value, str) or not value:
+        raise DataError(f"{where}: {key} is {value!r}, expected a name")
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    """Tell whether a JSON value is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _unique(ids: list[int], what: str) -> set[int]:
+    """Return the ids as a set.
+
+    Raises:
+        DataError: one occurs twice.
+    """
+    seen: set[int] = set()
+    for value in ids:
+        if value in seen:
+            raise DataError(f"{what} {value} occurs a second time")
+        seen.add(value)
+    return seen

@@ -1,0 +1,519 @@
+"""Mending tracks: from the best frame of each track to both ends of its video.
+
+PM-VIS+ (Sec. III-C): the frame in which an instance's score is highest is its key frame; the image
+model's mask there is propagated to the first and to the last frame; the halves are merged. Classes
+and scores stay those of the image model, so that TopK and PScore keep their meaning afterwards.
+
+Three things depart from the paper, each with a switch. *Snapping*: where the propagated mask
+agrees with the track's own mask of that frame (IoU above ``snap``), the own mask is taken and
+propagation restarts from it, for the image model's edge is better than drifted flow; ``snap=1``
+switches it off. *Gates* take out frames in which propagation has probably lost the object;
+``area_jump=0`` and ``cycle=0`` switch them off. *Overlap* of objects stays as it is unless
+``overlap`` says otherwise.
+
+    propagator = make_propagator("flow")
+    for video in refine(read_tracks(path), frames_of, propagator, RefineOptions(), RefineCounts()):
+        out.write(video)
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pmvis_core import masks
+from pmvis_core.errors import ResourceError, UsageError
+from pmvis_core.files import significant
+from pmvis_core.progress import Progress, silent
+from pmvis_core.propagation import (
+    FlowPropagator,
+    FlowSettings,
+    Frames,
+    Prediction,
+    Propagation,
+    Propagator,
+)
+from pmvis_core.types import RLE, Track, VideoInfo, VideoTracks
+
+logger = logging.getLogger(__name__)
+
+METHODS = ("flow", "deaot")
+OVERLAPS = ("independent", "argmax", "score")
+_DIGITS = 3
+"""Significant digits of the confidences in a track's lineage."""
+
+
+@dataclass(frozen=True)
+class RefineOptions:
+    """What `refine` may decide; recorded in the header of the result."""
+
+    min_area: int = 16
+    """A mask of fewer pixels is no key mask, and an absent object when it is predicted."""
+    snap: float = 0.5
+    """IoU above which a frame keeps the track's own mask and restarts from it; 1 never does."""
+    overlap: str = "independent"
+    """`independent` lets objects overlap; `argmax` gives a pixel to the most probable instance,
+    `score` to the one of the highest score."""
+    area_jump: float = 4.0
+    """A frame whose area differs from the last accepted one by more than this factor is taken
+    out; 0 takes out none."""
+    cycle: float = 0.0
+    """Frames from which propagating back does not find the start with this IoU are taken out; 0
+    checks none, and costs nothing."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant.
+
+        Raises:
+            UsageError: naming the option, what was got and what was expected.
+        """
+        if self.overlap not in OVERLAPS:
+            raise UsageError(f"overlap `{self.overlap}`, expected one of: {', '.join(OVERLAPS)}")
+        for name in ("snap", "cycle"):
+            value = getattr(self, name)
+            if not 0.0 <= value <= 1.0:
+                raise UsageError(f"{name} {value}, expected an IoU from 0 to 1")
+        if self.min_area < 1:
+            raise UsageError(f"min-area {self.min_area}, expected at least 1 pixel")
+        if self.area_jump != 0 and not self.area_jump > 1.0:
+            raise UsageError(f"area-jump {self.area_jump}, expected a factor above 1, or 0")
+
+
+@dataclass
+class RefineCounts:
+    """What happened, summed over the videos so far."""
+
+    videos: int = 0
+    """Videos refined."""
+    tracks: int = 0
+    """Rows read."""
+    dropped: int = 0
+    """Rows left out because no frame holds a mask large enough to start from."""
+    frames: int = 0
+    """Frames of all objects but their key frames."""
+    snapped: int = 0
+    """Frames that kept the track's own mask."""
+    gated: int = 0
+    """Frames taken out by the gates."""
+
+
+def make_propagator(method: str, short_edge: int | None = None) -> Propagator:
+    """Return the propagator called ``method``; ``short_edge`` is its working size in pixels.
+
+    Raises:
+        UsageError: no such method.
+        ResourceError: `deaot`, whose weights cannot be read yet.
+    """
+    if method == "flow":
+        default = FlowSettings()
+        return FlowPropagator(replace(default, short_edge=short_edge or default.short_edge))
+    if method == "deaot":
+        raise ResourceError(
+            "`--method deaot` needs DeAOT weights, and this version of pmvis cannot read them",
+            "`--method flow` works without weights",
+        )
+    raise UsageError(f"method `{method}`, expected one of: {', '.join(METHODS)}")
+
+
+def refine(
+    videos: Iterable[VideoTracks],
+    frames_of: Callable[[VideoInfo], Frames],
+    propagator: Propagator,
+    options: RefineOptions,
+    counts: RefineCounts,
+    *,
+    done: Collection[int] = (),
+    progress: Progress = silent,
+) -> Iterator[VideoTracks]:
+    """Yield every video with its tracks refined, in order, one in memory at a time.
+
+    Args:
+        videos: with the image model's tracks.
+        frames_of: finds the frames of a video; not called for a video without tracks.
+        propagator: carries masks from frame to frame.
+        options: decisions.
+        counts: filled as the videos pass.
+        done: ids of videos to leave out (already written by an earlier run).
+        progress: told of every video.
+
+    Raises:
+        DataError: a video's frames are missing or of another size than its masks.
+    """
+    for video in progress(videos, "refine"):
+        if video.video.id not in done:
+            yield refine_video(video, frames_of, propagator, options, counts)
+
+
+def refine_video(
+    video: VideoTracks,
+    frames_of: Callable[[VideoInfo], Frames],
+    propagator: Propagator,
+    options: RefineOptions,
+    counts: RefineCounts,
+) -> VideoTracks:
+    """Return one video with its tracks refined; see `refine`."""
+    rows = [(track, key_frame(track, options.min_area)) for track in video.tracks]
+    counts.videos += 1
+    counts.tracks += len(rows)
+    _report_dropped(video.video, [track for track, key in rows if key is None], options, counts)
+    objects, owner = _objects(rows)
+    if objects:
+        propagation = propagator.open(frames_of(video.video), video.video)
+        _propagate(propagation, objects, propagator.patience, options)
+        if options.cycle:
+            _cycle_gate(propagation, objects, options)
+        if options.area_jump:
+            for item in objects:
+                item.gate_area_jumps(options.area_jump)
+        if options.overlap != "independent":
+            _separate(objects, video.video, options)
+    for item in objects:
+        item.count(counts)
+    kept = [(track, owner[track.id]) for track, key in rows if key is not None]
+    return video.with_tracks(tuple(_refined(track, item, propagator.name) for track, item in kept))
+
+
+def key_frame(track: Track, min_area: int) -> int | None:
+    """Return the frame to propagate from: the best-scored among those with a mask large enough.
+
+    Without a score for a frame the track's score stands in. Ties go to the larger mask, then to
+    the earlier frame. None if no mask has ``min_area`` pixels.
+    """
+    best: tuple[float, int, int] | None = None
+    for t, rle in enumerate(track.rles):
+        area = 0 if rle is None else masks.area(rle)
+        if area < min_area:
+            continue
+        score = track.frame_scores[t]
+        candidate = (track.score if score is None else score, area, -t)
+        best = candidate if best is None else max(best, candidate)
+    return None if best is None else -best[2]
+
+
+@dataclass
+class _Object:
+    """What is propagated once: a key frame and the masks that rows share."""
+
+    key: int
+    """Key frame."""
+    own: tuple[RLE | None, ...]
+    """(T,) masks before refinement."""
+    instance: object
+    """Equal for objects that are the same thing and so never compete for pixels."""
+    score: float = 0.0
+    """Highest score of its rows."""
+    rles: list[RLE | None] = field(default_factory=list)
+    """(T,) result."""
+    confidence: list[float | None] = field(default_factory=list)
+    """(T,) mean probability inside the mask; 1 where the mask is the track's own."""
+    patches: dict[int, _Patch] = field(default_factory=dict)
+    """Probabilities by frame; kept only where pixels are contested by `argmax`."""
+    agreement: dict[int, float] = field(default_factory=dict)
+    """IoU of the propagated with the own mask, by frame, before snapping."""
+    snapped: set[int] = field(default_factory=set)
+    """Frames that kept the own mask."""
+    gated: set[int] = field(default_factory=set)
+    """Frames that a gate took out."""
+
+    def __post_init__(self) -> None:
+        """Put the key mask, verbatim, into an otherwise empty result."""
+        self.rles = [None] * len(self.own)
+        self.confidence = [None] * len(self.own)
+        self.keep_own(self.key)
+
+    def keep_own(self, t: int) -> RLE:
+        """Take and return the own mask of frame ``t``."""
+        rle = self.own[t]
+        assert rle is not None, "only frames with an own mask are kept"
+        self.rles[t], self.confidence[t] = rle, 1.0
+        return rle
+
+    def take_out(self, t: int) -> None:
+        """Make the object absent in frame ``t``."""
+        self.rles[t] = self.confidence[t] = None
+
+    def gate(self, t: int) -> None:
+        """Take out a doubtful frame."""
+        if self.rles[t] is not None:
+            self.take_out(t)
+            self.gated.add(t)
+
+    def gate_area_jumps(self, factor: float) -> None:
+        """Walk away from the key frame and take out frames whose area jumps."""
+        for order in (range(self.key, len(self.rles)), range(self.key, -1, -1)):
+            last = 0
+            for t in order:
+                rle = self.rles[t]
+                area = 0 if rle is None else masks.area(rle)
+                if t == self.key or t in self.snapped or last / factor <= area <= last * factor:
+                    last = area or last
+                else:
+                    self.gate(t)
+
+    def count(self, counts: RefineCounts) -> None:
+        """Add what happened to this object to ``counts``."""
+        counts.frames += len(self.rles) - 1
+        counts.snapped += len(self.snapped)
+        counts.gated += len(self.gated)
+
+
+@dataclass(frozen=True)
+class _Patch:
+    """A probability map cut to where it is not zero."""
+
+    place: tuple[slice, slice]
+    """Rows and columns."""
+    values: NDArray[np.uint8]
+    """Probability times 254; an own mask counts 255."""
+
+
+def _objects(
+    rows: Sequence[tuple[Track, int | None]],
+) -> tuple[list[_Object], dict[int, _Object]]:
+    """Return what has to be propagated, and which of it each row (by track id) takes."""
+    found: dict[tuple[Any, ...], _Object] = {}
+    owner: dict[int, _Object] = {}
+    for track, key in rows:
+        if key is None:
+            continue
+        instance: object = ("row", track.id) if track.instance is None else track.instance
+        texts = tuple(None if rle is None else rle["counts"] for rle in track.rles)
+        item = found.setdefault((instance, key, texts), _Object(key, track.rles, instance))
+        item.score = max(item.score, track.score)
+        owner[track.id] = item
+    return list(found.values()), owner
+
+
+def _report_dropped(
+    video: VideoInfo, dropped: Sequence[Track], options: RefineOptions, counts: RefineCounts
+) -> None:
+    """Warn of rows without a key mask and count them."""
+    if dropped:
+        counts.dropped += len(dropped)
+        ids = ", ".join(str(track.id) for track in dropped)
+        logger.warning(
+            "video %d `%s`: dropped tracks without a mask of %d pixels to start from: %s",
+            video.id,
+            video.name,
+            options.min_area,
+            ids,
+        )
+
+
+_Visit = Callable[[int, int, Prediction], RLE | bool]
+"""Called as (object number, frame, prediction). Returns the mask to restart from, True to go on
+or False to give the object up."""
+
+
+def _sweep(
+    propagation: Propagation, seeds: Mapping[int, tuple[int, RLE]], order: range, visit: _Visit
+) -> None:
+    """Carry every object from its seed (frame, mask) along ``order`` and show it to ``visit``."""
+    sweep = propagation.sweep()
+    live = 0
+    waiting = len(seeds)
+    for t in order:
+        for number, prediction in sweep.advance(t).items():
+            answer = visit(number, t, prediction)
+            if answer is False:
+                sweep.drop(number)
+                live -= 1
+            elif answer is not True:
+                sweep.add(number, masks.decode(answer))
+        for number, (start, rle) in seeds.items():
+            if start == t:
+                sweep.add(number, masks.decode(rle))
+                live, waiting = live + 1, waiting - 1
+        if not live and not waiting:
+            return
+
+
+def _propagate(
+    propagation: Propagation,
+    objects: Sequence[_Object],
+    patience: int | None,
+    options: RefineOptions,
+) -> None:
+    """Fill the results of all objects: one pass to the last frame, one to the first."""
+    length = len(objects[0].own)
+    keys = [item.key for item in objects]
+    seeds = {number: (item.key, item.keep_own(item.key)) for number, item in enumerate(objects)}
+    for order in (range(min(keys), length), range(max(keys), -1, -1)):
+        empty = [0] * len(objects)
+
+        def visit(number: int, t: int, prediction: Prediction, empty: list[int] = empty) -> Any:
+            item = objects[number]
+            if _record(item, t, prediction, options):
+                empty[number] = 0
+                return item.own[t] if t in item.snapped else True
+            empty[number] += 1
+            return patience is None or empty[number] < patience
+
+        _sweep(propagation, seeds, order, visit)
+
+
+def _record(item: _Object, t: int, prediction: Prediction, options: RefineOptions) -> bool:
+    """Write a prediction, or the own mask it agrees with, into the result; False if empty."""
+    mask = prediction.mask
+    if int(mask.sum()) < options.min_area:
+        return False
+    rle, own = masks.encode(mask), item.own[t]
+    if own is not None:
+        overlap = float(masks.iou([rle], [own])[0, 0])
+        item.agreement[t] = overlap
+        if overlap > options.snap:
+            item.keep_own(t)
+            item.snapped.add(t)
+            return True
+    item.rles[t] = rle
+    item.confidence[t] = prediction.confidence
+    if options.overlap == "argmax":
+        item.patches[t] = _patch(prediction)
+    return True
+
+
+def _patch(prediction: Prediction) -> _Patch:
+    """Cut a prediction to its mask's box."""
+    mask = prediction.mask
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    place = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+    return _Patch(place, np.rint(prediction.probability[place] * 254).astype(np.uint8))
+
+
+def _cycle_gate(
+    propagation: Propagation, objects: Sequence[_Object], options: RefineOptions
+) -> None:
+    """Take out the far end of a propagated stretch where the way back misses its start.
+
+    A stretch runs from the last frame known to be right (key or snapped) to an end of the result.
+    Propagating back from its farthest frame should find the mask it came from; where it does not,
+    the farthest frame from which it does is found by bisection.
+    """
+    for direction in (1, -1):
+        stretches = {
+            number: stretch
+            for number, item in enumerate(objects)
+            if (stretch := _stretch(item, direction))
+        }
+        # frames of a stretch at [good] return to its start, those at [bad] do not
+        good = dict.fromkeys(stretches, 0)
+        bad = {number: len(stretch) for number, stretch in stretches.items()}
+        probe = {number: len(stretch) - 1 for number, stretch in stretches.items()}
+        while probe:
+            tried = {number: stretches[number][i] for number, i in probe.items()}
+            starts = {number: stretches[number][0] for number in probe}
+            overlaps = _way_back(propagation, objects, tried, starts, -direction)
+            for number, i in probe.items():
+                if overlaps.get(number, 0.0) >= options.cycle:
+                    good[number] = i
+                else:
+                    bad[number] = i
+            probe = {n: (good[n] + bad[n]) // 2 for n in probe if bad[n] - good[n] > 1}
+        for number, stretch in stretches.items():
+            for t in stretch[bad[number] :]:
+                objects[number].gate(t)
+
+
+def _stretch(item: _Object, direction: int) -> list[int]:
+    """Return the frames that rest on flow alone, after the known frame that they start from."""
+    end = len(item.own) if direction > 0 else -1
+    known = item.snapped | {item.key}
+    start = max(known) if direction > 0 else min(known)
+    frames = [t for t in range(start, end, direction) if item.rles[t] is not None]
+    return frames if len(frames) > 1 else []
+
+
+def _way_back(
+    propagation: Propagation,
+    objects: Sequence[_Object],
+    tried: Mapping[int, int],
+    starts: Mapping[int, int],
+    direction: int,
+) -> dict[int, float]:
+    """Return, by object, the IoU at its start after propagating back from the frame tried."""
+    overlaps: dict[int, float] = {}
+
+    def visit(number: int, t: int, prediction: Prediction) -> bool:
+        if t != starts[number]:
+            return True
+        known = objects[number].rles[t]
+        assert known is not None, "a stretch starts from a mask"
+        overlaps[number] = float(masks.iou([masks.encode(prediction.mask)], [known])[0, 0])
+        return False
+
+    seeds = {}
+    for number, t in tried.items():
+        rle = objects[number].rles[t]
+        assert rle is not None, "a stretch holds frames with a mask only"
+        seeds[number] = (t, rle)
+    first = (max if direction < 0 else min)(tried.values())
+    last = (min if direction < 0 else max)(starts.values())
+    _sweep(propagation, seeds, range(first, last + direction, direction), visit)
+    return overlaps
+
+
+def _separate(objects: Sequence[_Object], video: VideoInfo, options: RefineOptions) -> None:
+    """Give each contested pixel to one instance.
+
+    `argmax`: to the largest probability (own masks are certain), ties to the higher score;
+    `score`: to the higher score. Then ties go to the earlier row.
+    """
+    order = sorted(range(len(objects)), key=lambda i: (objects[i].score, -i))
+    names: dict[object, int] = {}
+    instance = [names.setdefault(item.instance, len(names) + 1) for item in objects]
+    for t in range(video.length):
+        strongest = np.zeros((video.height, video.width), np.uint8)
+        winner = np.zeros((video.height, video.width), np.int32)
+        shapes: dict[int, NDArray[np.uint8]] = {}
+        for i in order:
+            rle = objects[i].rles[t]
+            if rle is not None:
+                shapes[i] = masks.decode(rle)
+                strength = _strength(objects[i], t, shapes[i], options)
+                wins = (shapes[i] != 0) & (strength >= strongest)
+                strongest[wins], winner[wins] = strength[wins], instance[i]
+        for i, shape in shapes.items():
+            left = shape * (winner == instance[i])
+            if int(left.sum()) < options.min_area:
+                objects[i].take_out(t)
+            elif int(left.sum()) < int(shape.sum()):
+                objects[i].rles[t] = masks.encode(left)
+
+
+def _strength(
+    item: _Object, t: int, shape: NDArray[np.uint8], options: RefineOptions
+) -> NDArray[np.uint8]:
+    """Return how strongly (H, W) an object claims the pixels of its mask in frame ``t``."""
+    out = np.full(shape.shape, 255, np.uint8)
+    if options.overlap == "argmax" and t in item.patches:
+        patch = item.patches[t]
+        out[patch.place] = patch.values
+    return out
+
+
+def _refined(track: Track, item: _Object, method: str) -> Track:
+    """Return a row with its new masks; scores are copied, never made anew."""
+    story: dict[str, Any] = {
+        "keyframe": item.key,
+        "method": method,
+        "score_from": "infer",
+        "track_conf": [None if c is None else significant(c, _DIGITS) for c in item.confidence],
+    }
+    if item.snapped:
+        story["snapped"] = sorted(item.snapped)
+    if item.gated:
+        story["gated"] = sorted(item.gated)
+    if item.agreement:
+        mean = sum(item.agreement.values()) / len(item.agreement)
+        story["agreement"] = significant(mean, _DIGITS)
+    return replace(
+        track,
+        rles=tuple(item.rles),
+        keyframe=item.key,
+        lineage={**track.lineage, "refine": story},
+    )

@@ -1,0 +1,199 @@
+"""Endless streams of training batches that can start at any step.
+
+What step `k` yields depends on the seed, `k` and the process only, so a resumed run sees the data
+it would have seen. `Mixture` draws from several sources, each in shuffled epochs of its own.
+"""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pmvis_core.errors import DataError, UsageError
+from pmvis_core.samples import KeyReferencePair
+from pmvis_core.types import Category
+
+T = TypeVar("T")
+Ledger = dict[str, Counter[str]]
+"""Per source: how many ``images`` or ``videos``, and annotations by kind of supervision."""
+
+_DRAW_BLOCK = 4096
+_CHOICE, _ORDER, _SAMPLE = range(3)
+
+
+class Source(Protocol):
+    """Something that pairs are sampled from."""
+
+    categories: tuple[Category, ...]
+    """The vocabulary by ascending id; label ``k`` is ``categories[k]``."""
+
+    def __len__(self) -> int:
+        """Return the number of stills or videos."""
+        ...
+
+    def sample(self, index: int, rng: np.random.Generator) -> KeyReferencePair:
+        """Return a random pair of the ``index``-th of them."""
+        ...
+
+    def ledger(self) -> Ledger:
+        """Return what human and machine labels it holds."""
+        ...
+
+
+class Mixture:
+    """Several sources, each drawn with its share of the probability."""
+
+    def __init__(self, sources: Sequence[Source | Mixture], shares: Sequence[float]) -> None:
+        """Keep the sources; a mixture within a mixture is taken apart.
+
+        Args:
+            sources: what to draw from; all with the same vocabulary.
+            shares: their weights, >= 0, in any unit.
+
+        Raises:
+            UsageError: the shares do not fit the sources.
+            DataError: the vocabularies differ, or a source with a share is empty.
+        """
+        weights = np.asarray(shares, np.float64)
+        if len(weights) != len(sources) or not len(weights) or weights.min() < 0:
+            raise UsageError(f"shares {list(shares)}, expected {len(sources)} numbers >= 0")
+        if not 0 < weights.sum() < np.inf:
+            raise UsageError(f"shares {list(shares)} leave nothing to draw from")
+        flat: list[tuple[Source, float]] = []
+        for source, weight in zip(sources, (weights / weights.sum()).tolist(), strict=True):
+            if isinstance(source, Mixture):
+                parts = zip(source.sources, source.probabilities.tolist(), strict=True)
+                flat += [(part, weight * share) for part, share in parts]
+            else:
+                flat.append((source, weight))
+        self.sources: tuple[Source, ...] = tuple(source for source, _ in flat)
+        self.probabilities: NDArray[np.float64] = np.array([weight for _, weight in flat])
+        self.categories = self.sources[0].categories
+        self._check()
+
+    def _check(self) -> None:
+        """Refuse empty sources and mixed vocabularies."""
+        for source, weight in zip(self.sources, self.probabilities, strict=True):
+            if weight > 0 and not len(source):
+                raise DataError("a source of training data is empty, so it cannot have a share")
+            if source.categories != self.categories:
+                raise DataError(
+                    "two sources of training data have different vocabularies",
+                    "make images and tracks with the same `categories.json`",
+                )
+
+    def draws(self, seed: int, start: int = 0) -> Iterator[tuple[Source, int]]:
+        """Yield (source, index) without end, each source in shuffled epochs of its own.
+
+        Args:
+            seed: of choice and order.
+            start: draws to skip, at almost no cost.
+        """
+        drawn = [0] * len(self.sources)
+        epochs = [(-1, np.empty(0, np.intp))] * len(self.sources)
+        for block in itertools.count():
+            rng = np.random.default_rng([seed, _CHOICE, block])
+            chosen = rng.choice(len(self.sources), _DRAW_BLOCK, p=self.probabilities)
+            skipped = min(max(start - block * _DRAW_BLOCK, 0), _DRAW_BLOCK)
+            for which, number in enumerate(np.bincount(chosen[:skipped]).tolist()):
+                drawn[which] += number
+            for which in chosen[skipped:].tolist():
+                source = self.sources[which]
+                epoch, place = divmod(drawn[which], len(source))
+                drawn[which] += 1
+                if epochs[which][0] != epoch:
+                    order = np.random.default_rng([seed, _ORDER, which, epoch])
+                    epochs[which] = epoch, order.permutation(len(source))
+                yield source, int(epochs[which][1][place])
+
+    def ledger(self) -> Ledger:
+        """Return the sum of the sources' ledgers."""
+        out: Ledger = {}
+        for source in self.sources:
+            for name, row in source.ledger().items():
+                out.setdefault(name, Counter()).update(row)
+        return out
+
+
+def batches(
+    source: Source | Mixture,
+    pairs_per_batch: int,
+    seed: int,
+    rank: int = 0,
+    world: int = 1,
+    start_step: int = 0,
+    threads: int = 0,
+) -> Iterator[list[KeyReferencePair]]:
+    """Yield this process's batches without end.
+
+    Args:
+        source: what to draw from.
+        pairs_per_batch: pairs of this process in one step.
+        seed: the same seed gives the same data.
+        rank: this process's number; the processes share the epochs out among them.
+        world: number of processes.
+        start_step: step to begin with.
+        threads: samples made side by side; 0 makes them in the caller's thread.
+    """
+    mixture = source if isinstance(source, Mixture) else Mixture([source], [1.0])
+    all_pairs = world * pairs_per_batch
+    draws = mixture.draws(seed, start_step * all_pairs)
+
+    def make(drawn: tuple[Source, int], number: int) -> KeyReferencePair:
+        return drawn[0].sample(drawn[1], np.random.default_rng([seed, _SAMPLE, number]))
+
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        for step in itertools.count(start_step):
+            first = rank * pairs_per_batch
+            drawn = list(itertools.islice(draws, all_pairs))[first : first + pairs_per_batch]
+            begin = step * all_pairs + first
+            numbers = range(begin, begin + pairs_per_batch)
+            yield list((pool.map if threads else map)(make, drawn, numbers))
+
+
+def prefetch(items: Iterator[T], depth: int = 2) -> Iterator[T]:
+    """Yield the items in order while a thread makes up to ``depth`` of them ahead.
+
+    An error in the thread is raised here, at the item that failed.
+    """
+    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
+    stopped = threading.Event()
+
+    def put(item: T | None, error: BaseException | None) -> None:
+        while not stopped.is_set():
+            try:
+                return ready.put((item, error), timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for item in items:
+                put(item, None)
+                if stopped.is_set():
+                    return
+            put(None, StopIteration())
+        except BaseException as error:
+            put(None, error)
+
+    thread = threading.Thread(target=work, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item  # type: ignore[misc]
+    finally:
+        stopped.set()
+        thread.join()

@@ -1,0 +1,104 @@
+"""Settings: their TOML form, their layers, and what a typing error says."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pmvis_core.config import (
+    ModelConfig,
+    TrainConfig,
+    environment_settings,
+    layer,
+    override,
+    parse_settings,
+    read_toml,
+    to_toml,
+)
+from pmvis_core.errors import DataError, UsageError
+from pmvis_core.systems.pmvis import RunConfig
+from pmvis_core.systems.presets import IMAGE_PRESETS, VIDEO_PRESETS, find_preset
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+@pytest.mark.parametrize("presets", [IMAGE_PRESETS, VIDEO_PRESETS])
+def test_every_preset_survives_its_toml(presets: dict[str, RunConfig], tmp_path: Path) -> None:
+    for preset in presets.values():
+        file = tmp_path / "config.toml"
+        file.write_text(to_toml(preset))
+        assert override(RunConfig(), read_toml(file), "file") == preset
+
+
+@given(
+    st.floats(0, 1e3), st.integers(0, 10**6), st.text(max_size=8), st.lists(st.integers(0, 99))
+)
+def test_values_survive_toml(rate: float, steps: int, name: str, milestones: list[int]) -> None:
+    config = TrainConfig(
+        learning_rate=rate, steps=steps, schedule=name, milestones=tuple(milestones)
+    )
+    assert override(TrainConfig(), tomllib.loads(to_toml(config)), "x") == config
+
+
+def test_later_layers_win_and_are_remembered() -> None:
+    config, origins = layer(
+        RunConfig(),
+        [
+            ("file", {"train": {"steps": 5, "learning_rate": 1}}),
+            ("command line", parse_settings(["train.steps=7", "model.backbone=tiny"])),
+        ],
+    )
+    assert (config.train.steps, config.train.learning_rate) == (7, 1.0)
+    assert config.model.backbone == "tiny"
+    assert origins["train.steps"] == "command line"
+    assert origins["train.learning_rate"] == "file"
+    assert "steps = 7  # command line" in to_toml(config, origins)
+
+
+def test_the_environment_is_a_layer() -> None:
+    found = environment_settings(RunConfig(), {"PMVIS_TRAIN_STEPS": "9", "PMVIS_OTHER": "1"})
+    assert found == {"train.steps": 9}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"queris": 3}, "no setting `queris`"),
+        ({"queries": "many"}, "is 'many', expected int"),
+        ({"dropout": True}, "is True, expected float"),
+    ],
+)
+def test_wrong_settings_are_named(values: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        override(ModelConfig(), values, "here")
+
+
+def test_a_setting_needs_a_value() -> None:
+    with pytest.raises(UsageError, match="has no `=`"):
+        parse_settings(["train.steps"])
+
+
+def test_presets_are_found_by_either_spelling_and_near_misses_are_suggested() -> None:
+    assert find_preset(IMAGE_PRESETS, "swin-l") is IMAGE_PRESETS["swin_l"]
+    with pytest.raises(UsageError) as caught:
+        find_preset(IMAGE_PRESETS, "resnet5")
+    assert caught.value.hint == "did you mean `resnet50`?"
+
+
+def test_broken_toml_is_bad_data(tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_text("a = = 1")
+    with pytest.raises(DataError, match="is not TOML"):
+        read_toml(tmp_path / "x.toml")
+
+
+def test_published_numbers_are_the_defaults() -> None:
+    preset = IMAGE_PRESETS["resnet50"]
+    assert preset == replace(preset, model=ModelConfig(), train=TrainConfig())

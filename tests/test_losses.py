@@ -1,0 +1,518 @@
+"""The criterion against the published losses and a float64 loop over layers, frames and queries."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pmvis_core.checkpoint import to_official_name
+from pmvis_core.config import ModelConfig
+from pmvis_core.errors import DataError
+from pmvis_core.losses import (
+    LossWeights,
+    SetCriterion,
+    contrastive_loss,
+    dice_loss,
+    draw_negatives,
+    sigmoid_focal_loss,
+)
+from pmvis_core.matching import OptimalTransportMatcher, PaddedTargets, to_xyxy
+from pmvis_core.models.idol import build_idol
+from pmvis_core.samples import Frame, ImageBatch, KeyReferencePair, Targets
+from pmvis_core.types import Supervision
+from pmvis_core.weak_losses import BoxInst, box_masks, projection_loss
+
+MASK, BOX, PSEUDO, POINT = (Supervision(kind) for kind in ("mask", "box", "pseudo", "point"))
+_LAYERS, _QUERIES, _CLASSES, _SIDES = 2, 8, 3, (16, 24)
+_MATCHER = OptimalTransportMatcher(loose_candidates=4)
+
+
+@dataclass
+class _Outputs:
+    """Predictions as free tensors; a query's mask is made of its own logits."""
+
+    logits: Tensor
+    boxes: Tensor
+    embeddings: Tensor
+    masks: Tensor
+
+    @classmethod
+    def random(cls, frames: int, seed: int, queries: int = _QUERIES) -> _Outputs:
+        draw = torch.Generator().manual_seed(seed)
+        boxes = torch.rand(_LAYERS, frames, queries, 4, generator=draw, dtype=torch.float64)
+        boxes = boxes * 0.4 + torch.tensor([0.3, 0.3, 0.1, 0.1])
+        shape = (_LAYERS, frames, queries)
+        logits, embeddings, masks = (
+            torch.randn(*s, generator=draw, dtype=torch.float64)
+            for s in (
+                (*shape, _CLASSES),
+                (frames, queries, 5),
+                (*shape, _SIDES[0] // 4, _SIDES[1] // 4),
+            )
+        )
+        return cls(logits, boxes, embeddings, masks)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.logits, self.boxes, self.embeddings, self.masks
+
+    def mask_logits(self, layer: Tensor | int, batch: Tensor, query: Tensor) -> Tensor:
+        assert len(batch)
+        return self.masks[layer, batch, query]
+
+
+def _frame(
+    kinds: Sequence[Supervision], seed: int, size: tuple[int, int] = _SIDES, valid: str = ""
+) -> Frame:
+    """A frame whose instances' masks are discs in their boxes; `valid` as a string of 0 and 1."""
+    draw = torch.Generator().manual_seed(seed)
+    n, (h, w) = len(kinds), size
+    boxes = torch.rand(n, 4, generator=draw) * 0.3 + 0.3
+    y, x = torch.arange(h)[:, None] + 0.5, torch.arange(w)[None] + 0.5
+    masks = torch.zeros(n, h, w, dtype=torch.bool)
+    for g, (box, kind) in enumerate(zip(boxes, kinds, strict=True)):
+        if kind in (MASK, PSEUDO):
+            masks[g] = ((x / w - box[0]) / box[2]) ** 2 + ((y / h - box[1]) / box[3]) ** 2 < 0.25
+    shown = torch.tensor([c == "1" for c in valid or "1" * n], dtype=torch.bool)
+    labels = torch.randint(0, _CLASSES, (n,), generator=draw).masked_fill(~shown, _CLASSES)
+    image = torch.rand(3, h, w, generator=draw) * 20 + 100
+    targets = Targets(labels, boxes, masks, tuple(kinds), shown, torch.zeros(0, 4))
+    return Frame(image, targets, 4 * h)
+
+
+def _pairs() -> list[KeyReferencePair]:
+    """Two pairs of all kinds, of two sizes; one instance leaves and one enters."""
+    first, second = (MASK, BOX, PSEUDO), (PSEUDO, MASK)
+    return [
+        KeyReferencePair(_frame(first, 0, valid="101"), _frame(first, 1)),
+        KeyReferencePair(_frame(second, 2, (14, 21)), _frame(second, 3, (13, 22), valid="01")),
+    ]
+
+
+def _giou_by_definition(a: Tensor, b: Tensor) -> Tensor:
+    def area(x1: Tensor, y1: Tensor, x2: Tensor, y2: Tensor) -> Tensor:
+        return (x2 - x1).clamp(min=0) * (y2 - y1).clamp(min=0)
+
+    inner = area(*torch.maximum(a[:2], b[:2]), *torch.minimum(a[2:], b[2:]))
+    outer = area(*torch.minimum(a[:2], b[:2]), *torch.maximum(a[2:], b[2:]))
+    union = area(*a) + area(*b) - inner
+    return inner / (union + 1e-7) - (outer - union) / (outer + 1e-7)
+
+
+def _focal_by_definition(logit: Tensor, target: Tensor) -> Tensor:
+    p = logit.sigmoid()
+    return torch.where(target, -0.25 * (1 - p) ** 2 * p.log(), -0.75 * p**2 * (1 - p).log())
+
+
+def _mask_target(targets: Targets, g: int) -> Tensor:
+    padded = torch.zeros(_SIDES, dtype=torch.bool)
+    padded[: targets.masks.shape[1], : targets.masks.shape[2]] = targets.masks[g]
+    return padded[2::4, 2::4]
+
+
+def _detection_by_loops(
+    views: list[tuple[_Outputs, list[Frame]]], criterion: SetCriterion, warmup: float
+) -> dict[str, Tensor]:
+    """All losses but re-id's, written with loops; the matches are the matcher's."""
+    names = ("ce", "bbox", "giou", "mask", "dice", "prj", "pairwise")
+    total = {f"loss_{name}": torch.zeros((), dtype=torch.float64) for name in names}
+    for layer in range(_LAYERS):
+        sums = dict.fromkeys(total, torch.zeros((), dtype=torch.float64))
+        matched = masked = weak = edges = 0.0
+        for out, frames in views:
+            targets = PaddedTargets.of([f.targets for f in frames])
+            match = criterion.matcher(out.logits, out.boxes, targets)
+            onehot = torch.zeros(len(frames), _QUERIES, _CLASSES, dtype=torch.bool)
+            for at in (match.layer == layer).nonzero()[:, 0].tolist():
+                b, q, g = int(match.frame[at]), int(match.query[at]), int(match.instance[at])
+                t = frames[b].targets
+                kind = t.supervision[g]
+                matched += 1
+                onehot[b, q, t.labels[g]] = True
+                box, logits = out.boxes[layer, b, q], out.masks[layer, b, q]
+                sums["loss_bbox"] = sums["loss_bbox"] + (box - t.boxes[g]).abs().sum()
+                giou = _giou_by_definition(to_xyxy(box), to_xyxy(t.boxes[g]).double())
+                sums["loss_giou"] = sums["loss_giou"] + 1 - giou
+                if kind in (MASK, PSEUDO):
+                    weight, masked = 1.0 if kind is MASK else 0.5, masked + 1
+                    target = _mask_target(t, g)
+                    focal = _focal_by_definition(logits, target).mean()
+                    p, both = logits.sigmoid(), logits.sigmoid()[target].sum()
+                    dice = 1 - (2 * both + 1) / (p.sum() + target.sum() + 1)
+                    sums["loss_mask"] = sums["loss_mask"] + weight * focal
+                    sums["loss_dice"] = sums["loss_dice"] + weight * dice
+                if kind in (BOX, PSEUDO):
+                    weak += 1
+                    h, w = frames[b].image.shape[1:]
+                    pixels = to_xyxy(t.boxes[g]) * torch.tensor([w, h, w, h])
+                    inside = box_masks(pixels[None], *logits.shape)
+                    affinity = criterion.boxinst.affinity(
+                        [frames[b].image], [frames[b].original_height], *logits.shape
+                    )
+                    pairs = criterion.boxinst.pair_weights(affinity, torch.tensor([0]), inside)
+                    terms, count = criterion.boxinst.pairwise_loss(logits[None], pairs)
+                    sums["loss_prj"] = sums["loss_prj"] + projection_loss(logits[None], inside)[0]
+                    sums["loss_pairwise"] = sums["loss_pairwise"] + warmup * terms[0]
+                    edges += count.item()
+            focal = _focal_by_definition(out.logits[layer], onehot)
+            sums["loss_ce"] = sums["loss_ce"] + focal.sum()
+        counts = {"loss_mask": masked, "loss_dice": masked, "loss_prj": weak}
+        counts["loss_pairwise"] = edges
+        for name, value in sums.items():
+            total[name] = total[name] + value / max(1.0, counts.get(name, matched))
+    return total
+
+
+def _reid_by_loops(
+    key: _Outputs, reference: _Outputs, pairs: list[KeyReferencePair], sampled: Tensor
+) -> dict[str, Tensor]:
+    """IDOL's two contrastive losses, embedding by embedding."""
+    at_key = PaddedTargets.of([p.key.targets for p in pairs])
+    best = _MATCHER(key.logits, key.boxes, at_key).best[-1]
+    there = PaddedTargets.of([p.reference.targets for p in pairs]).where(at_key.present)
+    chosen = _MATCHER.contrast(reference.logits[-1], reference.boxes[-1], there)
+    losses, auxiliary = [], []
+    for b, g in there.present.nonzero().tolist():
+        k = key.embeddings[b, best[b, g]]
+        v = reference.embeddings[b]
+        total = torch.ones((), dtype=torch.float64)
+        for p in chosen.positives[b, g].nonzero()[:, 0]:
+            for n in chosen.negatives[b, g].nonzero()[:, 0]:
+                total = total + (k @ v[n] - k @ v[p]).exp()
+        losses.append(total.log())
+        errors = []
+        for q in range(_QUERIES):
+            cosine = F.cosine_similarity(k, v[q], 0)
+            if chosen.positives[b, g, q]:
+                errors.append((cosine - 1) ** 2)
+            elif sampled[len(auxiliary), q]:
+                errors.append(cosine**2)
+        auxiliary.append(torch.stack(errors).mean())
+    means = [torch.stack(values).mean() for values in (losses, auxiliary)]
+    return dict(zip(("loss_reid", "loss_reid_aux"), means, strict=True))
+
+
+@pytest.mark.parametrize("supervise_reference", [False, True])
+def test_losses_and_gradients_equal_loops(supervise_reference):
+    pairs, key, reference = _pairs(), _Outputs.random(2, 0), _Outputs.random(2, 1)
+    leaves = [t.requires_grad_() for t in (*key.tensors, *reference.tensors)]
+    criterion = SetCriterion(
+        matcher=_MATCHER,
+        supervise_reference=supervise_reference,
+        box_loss="box",
+        boxinst=BoxInst(warmup_steps=4, bottom_rows=1),
+    )
+    sampled = torch.zeros(3, _QUERIES, dtype=torch.bool)
+    sampled[:, 1::3] = True
+    losses = criterion(key, reference, pairs, 1, sampled)
+    views = [(key, [p.key for p in pairs])]
+    if supervise_reference:
+        views.append((reference, [p.reference for p in pairs]))
+    expected = _detection_by_loops(views, criterion, 0.5)
+    expected |= _reid_by_loops(key, reference, pairs, sampled)
+    assert set(losses) == set(expected)
+    for name, value in expected.items():
+        assert value.item() > 0, name
+        # 1e-7, not less: the targets' boxes are float32.
+        assert losses[name].item() == pytest.approx(value.item(), rel=1e-7), name
+        found = torch.autograd.grad(losses[name], leaves, retain_graph=True, allow_unused=True)
+        wanted = torch.autograd.grad(value, leaves, retain_graph=True, allow_unused=True)
+        for leaf, f, w in zip(leaves, found, wanted, strict=True):
+            nothing = torch.zeros_like(leaf)
+            torch.testing.assert_close(
+                nothing if f is None else f, nothing if w is None else w, rtol=1e-6, atol=1e-8
+            )
+
+
+def test_total_passes_gradcheck():
+    pairs, key, reference = _pairs()[:1], _Outputs.random(1, 4), _Outputs.random(1, 5)
+    criterion = SetCriterion(matcher=_MATCHER, box_loss="box", boxinst=BoxInst(warmup_steps=1))
+
+    def total(*tensors: Tensor) -> Tensor:
+        key_now, reference_now = _Outputs(*tensors[:4]), _Outputs(*tensors[4:])
+        return criterion.total(criterion(key_now, reference_now, pairs, 0))
+
+    leaves = [t.requires_grad_() for t in (*key.tensors, *reference.tensors)]
+    assert torch.autograd.gradcheck(total, leaves, fast_mode=True)
+
+
+def test_elementwise_losses_pass_gradcheck():
+    draw = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 4, 5, generator=draw, dtype=torch.float64) * 4
+    targets = torch.rand(3, 4, 5, generator=draw) > 0.5
+    logits.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: sigmoid_focal_loss(x, targets), logits)
+    assert torch.autograd.gradcheck(lambda x: dice_loss(x, targets), logits)
+    torch.testing.assert_close(
+        sigmoid_focal_loss(logits, targets), _focal_by_definition(logits, targets)
+    )
+    extreme = torch.tensor([-200.0, 200.0], requires_grad=True)
+    loss = sigmoid_focal_loss(extreme, torch.tensor([True, False]))
+    loss.sum().backward()
+    assert loss.tolist() == [50.0, 150.0]
+    assert extreme.grad is not None
+    assert extreme.grad.tolist() == [-0.25, 0.75]
+
+
+def test_contrastive_loss_without_negatives_is_zero():
+    dots = torch.randn(2, 4, requires_grad=True)
+    positives = torch.tensor([[True, False, False, False]] * 2)
+    negatives = torch.stack([~positives[0], torch.zeros(4, dtype=torch.bool)])
+    loss = contrastive_loss(dots, positives, negatives)
+    loss.sum().backward()
+    assert loss[0] > 0
+    assert loss[1] == 0
+    assert dots.grad is not None
+    assert dots.grad.isfinite().all()
+
+
+def _names(**options: object) -> set[str]:
+    criterion = SetCriterion(matcher=_MATCHER, **options)  # type: ignore[arg-type]
+    return set(criterion(_Outputs.random(2, 0), _Outputs.random(2, 1), _pairs(), 0))
+
+
+def test_options_decide_the_terms():
+    plain = {"loss_ce", "loss_bbox", "loss_giou", "loss_reid", "loss_reid_aux"}
+    assert _names() == plain | {"loss_mask", "loss_dice"}
+    assert _names(mask_loss=False) == plain
+    assert _names(mask_loss=False, box_loss="box") == plain | {"loss_prj", "loss_pairwise"}
+
+
+@pytest.mark.parametrize(
+    "kind, box_loss, masked, weak",
+    [
+        (MASK, "none", 1.0, False),
+        (MASK, "box", 1.0, False),
+        (MASK, "all", 1.0, True),
+        (BOX, "none", 0.0, False),
+        (BOX, "box", 0.0, True),
+        (PSEUDO, "none", 0.5, False),
+        (PSEUDO, "box", 0.5, True),
+    ],
+)
+def test_supervision_decides_who_takes_part(kind, box_loss, masked, weak):
+    def frame(of: Supervision) -> Frame:
+        made = _frame((MASK, MASK), 0)
+        return replace(made, targets=replace(made.targets, supervision=(of, of)))
+
+    key, reference = _Outputs.random(1, 0), _Outputs.random(1, 1)
+    criterion = SetCriterion(matcher=_MATCHER, box_loss=box_loss)
+    full = criterion(key, reference, [KeyReferencePair(frame(MASK), frame(MASK))], 0)
+    losses = criterion(key, reference, [KeyReferencePair(frame(kind), frame(kind))], 0)
+    assert losses["loss_ce"] == full["loss_ce"]
+    assert losses["loss_dice"].item() == pytest.approx(masked * full["loss_dice"].item())
+    assert losses["loss_mask"].item() == pytest.approx(masked * full["loss_mask"].item())
+    assert (losses.get("loss_prj", torch.zeros(())) > 0) == weak
+
+
+def test_masks_are_averaged_over_the_instances_that_have_them():
+    """A box-only neighbour in the batch must not dilute the mask losses."""
+    both = _frame((MASK, BOX), 7)
+    alone = replace(both, targets=both.targets.select(torch.tensor([True, False])))
+    key, reference = _Outputs.random(1, 2), _Outputs.random(1, 3)
+    match = _MATCHER(key.logits, key.boxes, PaddedTargets.of([both.targets]))
+    criterion = SetCriterion(matcher=_MATCHER)
+    found = criterion.layer_losses(key, reference, [KeyReferencePair(both, both)], 0)["loss_dice"]
+    for layer in range(_LAYERS):
+        rows = (match.layer == layer) & (match.instance == 0)
+        logits = key.masks[layer, 0, match.query[rows]]
+        target = _mask_target(alone.targets, 0).expand(logits.shape)
+        assert found[layer].item() == pytest.approx(dice_loss(logits, target).mean().item())
+
+
+def test_ignored_regions_are_not_background():
+    frame = _frame((MASK,), 0)
+    key, reference = _Outputs.random(1, 0), _Outputs.random(1, 1)
+    criterion = SetCriterion(matcher=_MATCHER)
+    match = _MATCHER(key.logits, key.boxes, PaddedTargets.of([frame.targets]))
+    free = int((~match.selected[0, 0]).nonzero()[0, 0])
+    taken = int(match.selected[0, 0].nonzero()[0, 0])
+    others = [q for q in range(_QUERIES) if q not in (free, taken)]
+    key.boxes[:, 0, others] = torch.tensor([0.9, 0.9, 0.1, 0.1], dtype=torch.float64)
+    match = _MATCHER(key.logits, key.boxes, PaddedTargets.of([frame.targets]))
+    plain = criterion.layer_losses(key, reference, [KeyReferencePair(frame, frame)], 0)["loss_ce"]
+    ignored = key.boxes[0, 0, [free, taken]].float()
+    marked = replace(frame, targets=replace(frame.targets, ignored=ignored))
+    found = criterion.layer_losses(key, reference, [KeyReferencePair(marked, frame)], 0)["loss_ce"]
+    assert not match.selected[0, 0, free]
+    assert match.selected[0, 0, taken]
+    nothing = torch.zeros(_CLASSES, dtype=torch.bool)
+    missing = sigmoid_focal_loss(key.logits[0, 0, free], nothing).sum() / match.selected[0].sum()
+    assert (plain[0] - found[0]).item() == pytest.approx(missing.item(), rel=1e-9)
+
+
+def test_the_same_step_draws_the_same_negatives():
+    key, reference = _Outputs.random(2, 0, 60), _Outputs.random(2, 1, 60)
+    matcher = OptimalTransportMatcher(candidates=1, loose_candidates=1)
+
+    def auxiliary(seed: int, step: int) -> float:
+        criterion = SetCriterion(matcher=matcher, seed=seed)
+        return criterion(key, reference, _pairs(), step)["loss_reid_aux"].item()
+
+    assert auxiliary(0, 5) == auxiliary(0, 5)
+    assert len({auxiliary(0, 5), auxiliary(0, 6), auxiliary(1, 5)}) == 3
+
+
+def test_drawn_negatives_are_ten_a_positive():
+    positives = torch.zeros(3, 50, dtype=torch.bool)
+    positives[0, :2] = positives[1, :9] = positives[2, :1] = True
+    negatives = torch.zeros_like(positives)
+    negatives[:, 10:45] = True
+    drawn = draw_negatives(positives, negatives, torch.Generator().manual_seed(0))
+    assert drawn.sum(1).tolist() == [20, 35, 10]
+    assert not (drawn & ~negatives).any()
+
+
+def test_empty_key_frames_still_teach_what_is_background():
+    pair = KeyReferencePair(_frame((MASK,), 0, valid="0"), _frame((MASK,), 1))
+    nothing = KeyReferencePair(_frame((), 0), _frame((), 1))
+    key, reference = _Outputs.random(2, 0), _Outputs.random(2, 1)
+    for tensor in key.tensors:
+        tensor.requires_grad_()
+    criterion = SetCriterion(matcher=_MATCHER, box_loss="all")
+    losses = criterion(key, reference, [pair, nothing], 0)
+    criterion.total(losses).backward()
+    assert losses.pop("loss_ce") > 0
+    assert all(value == 0 for value in losses.values())
+    assert key.logits.grad is not None
+    assert key.logits.grad.isfinite().all()
+
+
+def test_points_are_refused():
+    frame = _frame((POINT,), 0)
+    with pytest.raises(DataError, match="point"):
+        SetCriterion()(
+            _Outputs.random(1, 0), _Outputs.random(1, 1), [KeyReferencePair(frame, frame)], 0
+        )
+
+
+def test_total_weighs_every_term():
+    weights = LossWeights()
+    terms = {f"loss_{name}": torch.ones(()) for name in vars(weights)}
+    assert SetCriterion().total(terms) == 2 + 5 + 2 + 2 + 5 + 2 + 3 + 2 + 2
+
+
+@pytest.fixture(scope="module")
+def network(shared: Path) -> torch.nn.Module:
+    """IDOL with the weights that the shared folder's rule gives to every name."""
+    file = shared / "golden/idol/weights_recipe.py"
+    spec = importlib.util.spec_from_file_location("weights_recipe", file)
+    assert spec is not None
+    assert spec.loader is not None
+    recipe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recipe)
+    model = build_idol(ModelConfig(), 40).eval()
+    model.load_state_dict(
+        {
+            name: torch.from_numpy(recipe.values(to_official_name(name), (*t.shape,)))
+            for name, t in model.state_dict().items()
+        }
+    )
+    return model
+
+
+def _stored_frame(stored: dict[str, np.ndarray], video: int, view: str) -> Frame:
+    image, masks, xyxy, classes, ids = (
+        torch.from_numpy(stored[f"v{video}_{view}_{name}"])
+        for name in ("image", "masks", "boxes_xyxy", "classes", "ids")
+    )
+    h, w = image.shape[:2]
+    boxes = torch.cat([(xyxy[:, :2] + xyxy[:, 2:]) / 2, xyxy[:, 2:] - xyxy[:, :2]], 1)
+    boxes = boxes / torch.tensor([w, h, w, h])
+    kinds = (MASK,) * len(ids)
+    targets = Targets(classes, boxes, masks.bool(), kinds, ids >= 0, torch.zeros(0, 4))
+    return Frame(image.permute(2, 0, 1).float(), targets, h)
+
+
+def _stored_samples(stored: dict[str, np.ndarray], negatives: Tensor) -> Tensor:
+    """The drawn auxiliary negatives, given (I, Q) negatives, which their ids count."""
+    sampled = torch.zeros_like(negatives)
+    for i, row in enumerate(negatives):
+        assert row.sum() == stored[f"contrast_{i}_num_neg"]
+        sampled[i, row.nonzero()[stored[f"contrast_{i}_sample_ids"], 0]] = True
+    return sampled
+
+
+def _official(terms: dict[str, Tensor]) -> dict[str, float]:
+    """Name layers as DETR does: the last plainly, those before it with their index."""
+    named = {}
+    for name, values in terms.items():
+        *auxiliary, last = values.reshape(-1).tolist()
+        named |= {name: last, **{f"{name}_{i}": value for i, value in enumerate(auxiliary)}}
+    return named
+
+
+@pytest.mark.parametrize(
+    "name, backward",
+    [("C1_losses_pair", False), ("C2_losses_batch2", True), ("C3_losses_empty_key", False)],
+)
+def test_published_matches_losses_and_gradients(shared: Path, network, name, backward):
+    stored = dict(np.load(shared / f"golden/idol/{name}.npz"))
+    videos = len(stored["pred_logits"])
+    pairs = [
+        KeyReferencePair(_stored_frame(stored, v, "key"), _stored_frame(stored, v, "ref"))
+        for v in range(videos)
+    ]
+    key_frames, reference_frames = [p.key for p in pairs], [p.reference for p in pairs]
+    batch = ImageBatch.of([f.image for f in key_frames + reference_frames])
+    with torch.set_grad_enabled(backward):
+        outputs = network(batch)
+    key, reference = outputs.rows(0, videos), outputs.rows(videos, 2 * videos)
+    criterion = SetCriterion()
+
+    at_key = PaddedTargets.of([f.targets for f in key_frames])
+    match = criterion.matcher(key.logits, key.boxes, at_key)
+    for layer, v in np.ndindex(len(key.logits), videos):
+        kept = at_key.present[v].nonzero()[:, 0]
+        prefix = f"match_l{layer}_v{v}"
+        np.testing.assert_array_equal(match.selected[layer, v], stored[f"{prefix}_selected"])
+        instance = match.instance[(match.layer == layer) & (match.frame == v)]
+        np.testing.assert_array_equal(instance, kept[stored[f"{prefix}_gt"]])
+        np.testing.assert_array_equal(match.best[layer, v, kept], stored[f"{prefix}_matched_query"])
+
+    there = PaddedTargets.of([f.targets for f in reference_frames]).where(at_key.present)
+    contrast = criterion.matcher.contrast(reference.logits[-1], reference.boxes[-1], there)
+    for v, g in there.present.nonzero().tolist():
+        kept = int(at_key.present[v, :g].sum())
+        np.testing.assert_array_equal(contrast.positives[v, g], stored[f"reid_pos_v{v}_i{kept}"])
+        np.testing.assert_array_equal(
+            ~contrast.negatives[v, g], stored[f"reid_nonneg_v{v}_i{kept}"]
+        )
+
+    sampled = _stored_samples(stored, contrast.negatives[there.present])
+    with torch.set_grad_enabled(backward):
+        terms = criterion.layer_losses(key, reference, pairs, 0, sampled)
+    found = _official(terms)
+    assert sorted(found) == stored["loss_names"].tolist()
+    for loss, value in zip(stored["loss_names"], stored["loss_unweighted_f64"], strict=True):
+        assert found[loss] == pytest.approx(value, rel=3e-5, abs=1e-6), loss
+    total = criterion.total({loss: values.sum() for loss, values in terms.items()})
+    assert total.item() == pytest.approx(stored["loss_total"][1], rel=1e-5)
+    if backward:
+        _assert_gradients(network, total, stored)
+
+
+def _assert_gradients(
+    network: torch.nn.Module, total: Tensor, stored: dict[str, np.ndarray]
+) -> None:
+    """Compare the norm of every parameter's gradient with the published code's."""
+    norms = dict(zip(stored["grad_names"].tolist(), stored["grad_norms_f64"], strict=True))
+    learnt = [(n, p) for n, p in network.named_parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(total, [p for _, p in learnt], allow_unused=True)
+    largest, compared = max(norms.values()), 0
+    for (name, _), gradient in zip(learnt, gradients, strict=True):
+        norm = norms.get(to_official_name(name))
+        if norm is None:
+            continue
+        compared += 1
+        found = 0.0 if gradient is None else gradient.norm().item()
+        assert found == pytest.approx(max(norm, 0.0), rel=5e-3, abs=1e-6 * largest), name
+    assert compared > 300
