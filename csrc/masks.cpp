@@ -39,29 +39,32 @@ struct Texts {
 
 // Reads a text into runs; false if it is malformed or does not cover `pixels` pixels exactly.
 bool parse(const char* text, int64_t length, int64_t pixels, Runs* runs) {
-  runs->clear();
+  runs->resize(length > 0 ? length : 1);  // a run takes at least one character
+  uint32_t* const first = runs->data();
+  uint32_t* run = first;
   if (length == 0) {
-    runs->push_back(0);
+    *run = 0;
     return pixels == 0;
   }
+  const char* const end = text + length;
   int64_t total = 0;
-  for (int64_t at = 0; at < length;) {
-    int64_t value = 0;
-    int groups = 0;
-    for (bool more = true; more;) {
-      if (at == length || groups == kMaxGroups) return false;
-      const unsigned code = static_cast<unsigned char>(text[at++]) - 48u;
-      if (code > 63u) return false;
-      value |= static_cast<int64_t>(code & 31u) << (5 * groups++);
-      more = (code & 32u) != 0;
-      if (!more && (code & 16u) != 0) value -= int64_t{1} << (5 * groups);
+  while (text != end) {
+    unsigned code = static_cast<unsigned char>(*text++) - 48u;
+    int64_t value = code & 31u;
+    int shift = 5;
+    for (; code & 32u; shift += 5) {
+      if (code > 63u || text == end || shift == 5 * kMaxGroups) return false;
+      code = static_cast<unsigned char>(*text++) - 48u;
+      value |= static_cast<int64_t>(code & 31u) << shift;
     }
-    const size_t index = runs->size();
-    if (index > 2) value += (*runs)[index - 2];
+    if (code > 63u) return false;
+    if (code & 16u) value -= int64_t{1} << shift;
+    if (run - first > 2) value += run[-2];
     if (value < 0 || value > pixels - total) return false;
     total += value;
-    runs->push_back(static_cast<uint32_t>(value));
+    *run++ = static_cast<uint32_t>(value);
   }
+  runs->resize(run - first);
   return total == pixels;
 }
 

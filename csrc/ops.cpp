@@ -127,6 +127,9 @@ void parallel_for(int64_t end, int64_t grain, const Body& body) {
   check(torch_parallel_for(0, end, grain, call, const_cast<Body*>(&body)), "parallel_for");
 }
 
+// Cells of a level along one axis: float32 must count them exactly.
+constexpr int64_t kMaxSide = (1 << 24) - 1;
+
 void require_shapes(const Tensor& value, const Tensor& shapes, const Tensor& locations,
                     const Tensor& weights) {
   require(value.dim() == 4 && locations.dim() == 6 && weights.dim() == 5 && shapes.dim() == 2,
@@ -149,8 +152,8 @@ void require_shapes(const Tensor& value, const Tensor& shapes, const Tensor& loc
   int64_t tokens = 0;
   for (int64_t level = 0; level < shapes.size(0); ++level) {
     const int64_t* shape = shapes.data<const int64_t>() + 2 * level;
-    require(shape[0] > 0 && shape[1] > 0 && shape[0] <= INT32_MAX && shape[1] <= INT32_MAX,
-            "every level must have a positive height and width");
+    require(shape[0] > 0 && shape[1] > 0 && shape[0] <= kMaxSide && shape[1] <= kMaxSide,
+            "every level must have a positive height and width below 2^24");
     tokens += shape[0] * shape[1];
     require(tokens <= value.size(1), "the levels hold more tokens than value");
   }

@@ -56,14 +56,17 @@ def refine(
         typer.Option(
             "--cycle",
             metavar="IOU",
-            help="Take out frames from which the way back misses its start; 0 checks none, any "
-            "other value costs two to four times the time.",
+            help="Take out frames from which the way back finds the start with less than this; "
+            "0 checks none. Twice the time, and rarely worth it with `flow`.",
         ),
     ] = 0.0,
     short_edge: Annotated[
         int,
         typer.Option(
-            "--short-edge", min=32, metavar="PIXELS", help="Working size; 320 is better and slower."
+            "--short-edge",
+            min=32,
+            metavar="PIXELS",
+            help="Working size of `flow`; 320 is a little better and slower.",
         ),
     ] = 240,
     resume: Resume = False,
@@ -77,7 +80,7 @@ def refine(
     Reads tracks or YouTube-VIS JSON and the frames; writes tracks. Examples:
 
         pmvis refine raw.tracks.jsonl --frames videos/ -o refined.tracks.jsonl
-        pmvis infer --weights RUN --frames clip.mp4 | pmvis refine --frames clip.mp4 -o out.tracks.jsonl
+        pmvis infer --weights RUN --frames a.mp4 | pmvis refine --frames a.mp4 -o a.tracks.jsonl
 
     Next: `pmvis filter refined.tracks.jsonl --topk 4 --pscore 0.2`.
     """
@@ -121,5 +124,5 @@ def _summary(counts: RefineCounts, method: str) -> str:
     if counts.gated:
         parts.append(f"{counts.gated} taken out by the gates")
     if counts.dropped:
-        parts.append(f"{counts.dropped} tracks dropped without a key mask")
+        parts.append(f"{counts.dropped} tracks dropped for want of a mask")
     return "; ".join(parts)

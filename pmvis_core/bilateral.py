@@ -97,7 +97,7 @@ def add_votes(
         for channel in range(3):
             np.multiply(here[channel], planes[channel][at], out=product)
             weight += product
-        np.exp(weight, out=weight)
+        cv2.exp(weight, weight)  # twice as fast as numpy's, and half of all the time here
         bottom += weight
         weight *= remembered[at]
         top += weight
@@ -159,7 +159,7 @@ def guided_filter(guide: Float, image: Float, radius: int, eps: float) -> Float:
     mean_guide, mean_image = mean(guide), mean(image)
     variance = mean(guide * guide) - mean_guide * mean_guide
     covariance: Float = mean(guide * image) - mean_guide * mean_image
-    slope: Float = covariance / (variance + np.float32(eps))
+    slope = np.asarray(covariance / (variance + np.float32(eps)), np.float32)
     return mean(slope) * guide + mean(mean_image - slope * mean_guide)
 
 

@@ -125,21 +125,17 @@ class MaskLibrary:
         """Return (N,) int64 numbers of foreground pixels."""
         areas = (ctypes.c_int64 * len(counts))()
         lengths = _lengths(counts)
-        bad = self._areas(
-            b"".join(counts), lengths, len(counts), height * width, areas
-        )
+        bad = self._areas(b"".join(counts), lengths, len(counts), height * width, areas)
         _explain(bad, counts, height * width)
-        return np.array(areas, dtype=np.int64)
+        return np.array(areas[:], dtype=np.int64)
 
     def boxes(self, counts: Sequence[bytes], height: int, width: int) -> list[Box]:
         """Return xyxy boxes with an exclusive far edge; zeros where a mask is empty."""
         boxes = (ctypes.c_int64 * (4 * len(counts)))()
         lengths = _lengths(counts)
-        bad = self._boxes(
-            b"".join(counts), lengths, len(counts), height, width, boxes
-        )
+        bad = self._boxes(b"".join(counts), lengths, len(counts), height, width, boxes)
         _explain(bad, counts, height * width)
-        edges = iter(map(float, boxes))
+        edges = iter(map(float, boxes[:]))
         return list(zip(edges, edges, edges, edges, strict=True))
 
     def merge(self, counts: Sequence[bytes], height: int, width: int, intersect: bool) -> str:
@@ -148,7 +144,7 @@ class MaskLibrary:
         out, length = ctypes.c_void_p(), ctypes.c_int64()
         bad = self._merge(
             b"".join(counts),
-            lengths.ctypes.data,
+            lengths,
             len(counts),
             height * width,
             intersect,
@@ -181,8 +177,8 @@ class MaskLibrary:
         self, first: Sequence[bytes], second: Sequence[bytes], pixels: Sequence[int]
     ) -> tuple[int, int]:
         """Return the summed intersection and union of frames that both tracks hold."""
-        sizes = np.array(pixels, dtype=np.int64)
-        sums = np.zeros(2, dtype=np.int64)
+        sizes = (ctypes.c_int64 * len(pixels))(*pixels)
+        sums = (ctypes.c_int64 * 2)()
         first_lengths, second_lengths = _lengths(first), _lengths(second)
         bad = self._track_overlap(
             b"".join(first),
@@ -190,15 +186,15 @@ class MaskLibrary:
             b"".join(second),
             second_lengths,
             len(sizes),
-            sizes.ctypes.data,
-            sums.ctypes.data,
+            sizes,
+            sums,
         )
         if bad != -1:
             _raise_if_no_memory(bad)
             frame, which = divmod(bad, 2)
-            rle_numpy.text_to_runs((first, second)[which][frame], int(sizes[frame]))
+            rle_numpy.text_to_runs((first, second)[which][frame], sizes[frame])
             raise RuntimeError("the compiled mask kernels and their twin disagree")
-        return int(sums[0]), int(sums[1])
+        return sums[0], sums[1]
 
     def _take(self, out: ctypes.c_void_p, length: int) -> str:
         """Copy a text that the library allocated, and free it."""

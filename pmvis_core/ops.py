@@ -117,8 +117,7 @@ def _library() -> _Library:
     if path is None:
         return _Library(False, "", reason)
     try:
-        load: Any = torch.ops.load_library
-        load(str(path))
+        torch.ops.load_library(str(path))
         handle = ctypes.CDLL(str(path))
     except (OSError, RuntimeError) as error:
         return _Library(False, "", f"`{path}` does not load: {error}")

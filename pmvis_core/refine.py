@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pmvis_core import masks
+from pmvis_core.bilateral import Box, surrounding_box
 from pmvis_core.errors import ResourceError, UsageError
 from pmvis_core.files import significant
 from pmvis_core.progress import Progress, silent
@@ -63,8 +64,8 @@ class RefineOptions:
     """A frame whose area differs from the last accepted one by more than this factor is taken
     out; 0 takes out none."""
     cycle: float = 0.0
-    """Frames from which propagating back does not find the start with this IoU are taken out; 0
-    checks none, and costs nothing."""
+    """Frames from which the way back finds the start with less than this IoU are taken out; 0, the
+    default, checks none: with `flow` it takes out more right frames than wrong ones."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant.
@@ -93,7 +94,7 @@ class RefineCounts:
     tracks: int = 0
     """Rows read."""
     dropped: int = 0
-    """Rows left out because no frame holds a mask large enough to start from."""
+    """Rows left out: no mask to start from, or (with an overlap policy) none left to them."""
     frames: int = 0
     """Frames of all objects but their key frames."""
     snapped: int = 0
@@ -101,8 +102,20 @@ class RefineCounts:
     gated: int = 0
     """Frames taken out by the gates."""
 
+    def add(
+        self, tracks: Sequence[Track], kept: Sequence[Track], objects: Sequence[_Object]
+    ) -> None:
+        """Count one video: its rows, those that are kept, and what was propagated."""
+        self.videos += 1
+        self.tracks += len(tracks)
+        self.dropped += len(tracks) - len(kept)
+        for item in objects:
+            self.frames += len(item.rles) - 1
+            self.snapped += len(item.snapped)
+            self.gated += len(item.gated)
 
-def make_propagator(method: str, short_edge: int | None = None) -> Propagator:
+
+def make_propagator(method: str, short_edge: int = FlowSettings.short_edge) -> Propagator:
     """Return the propagator called ``method``; ``short_edge`` is its working size in pixels.
 
     Raises:
@@ -110,8 +123,7 @@ def make_propagator(method: str, short_edge: int | None = None) -> Propagator:
         ResourceError: `deaot`, whose weights cannot be read yet.
     """
     if method == "flow":
-        default = FlowSettings()
-        return FlowPropagator(replace(default, short_edge=short_edge or default.short_edge))
+        return FlowPropagator(FlowSettings(short_edge=short_edge))
     if method == "deaot":
         raise ResourceError(
             "`--method deaot` needs DeAOT weights, and this version of pmvis cannot read them",
@@ -157,11 +169,7 @@ def refine_video(
     counts: RefineCounts,
 ) -> VideoTracks:
     """Return one video with its tracks refined; see `refine`."""
-    rows = [(track, key_frame(track, options.min_area)) for track in video.tracks]
-    counts.videos += 1
-    counts.tracks += len(rows)
-    _report_dropped(video.video, [track for track, key in rows if key is None], options, counts)
-    objects, owner = _objects(rows)
+    objects, owner = _objects(video.tracks, options.min_area)
     if objects:
         propagation = propagator.open(frames_of(video.video), video.video)
         _propagate(propagation, objects, propagator.patience, options)
@@ -172,10 +180,12 @@ def refine_video(
                 item.gate_area_jumps(options.area_jump)
         if options.overlap != "independent":
             _separate(objects, video.video, options)
-    for item in objects:
-        item.count(counts)
-    kept = [(track, owner[track.id]) for track, key in rows if key is not None]
-    return video.with_tracks(tuple(_refined(track, item, propagator.name) for track, item in kept))
+    kept = [track for track in video.tracks if track.id in owner and any(owner[track.id].rles)]
+    counts.add(video.tracks, kept, objects)
+    _warn_of_dropped(video, kept, options)
+    return video.with_tracks(
+        tuple(_refined(track, owner[track.id], propagator.name) for track in kept)
+    )
 
 
 def key_frame(track: Track, min_area: int) -> int | None:
@@ -238,10 +248,9 @@ class _Object:
         self.rles[t] = self.confidence[t] = None
 
     def gate(self, t: int) -> None:
-        """Take out a doubtful frame."""
-        if self.rles[t] is not None:
-            self.take_out(t)
-            self.gated.add(t)
+        """Take out a doubtful frame, which holds a mask."""
+        self.take_out(t)
+        self.gated.add(t)
 
     def gate_area_jumps(self, factor: float) -> None:
         """Walk away from the key frame and take out frames whose area jumps."""
@@ -251,34 +260,21 @@ class _Object:
                 rle = self.rles[t]
                 area = 0 if rle is None else masks.area(rle)
                 if t == self.key or t in self.snapped or last / factor <= area <= last * factor:
-                    last = area or last
-                else:
+                    last = area
+                elif rle is not None:
                     self.gate(t)
 
-    def count(self, counts: RefineCounts) -> None:
-        """Add what happened to this object to ``counts``."""
-        counts.frames += len(self.rles) - 1
-        counts.snapped += len(self.snapped)
-        counts.gated += len(self.gated)
+
+_Patch = tuple[Box, NDArray[np.uint8]]
+"""A probability map cut to its mask: the place, and probability times 254 (own masks count 255)."""
 
 
-@dataclass(frozen=True)
-class _Patch:
-    """A probability map cut to where it is not zero."""
-
-    place: tuple[slice, slice]
-    """Rows and columns."""
-    values: NDArray[np.uint8]
-    """Probability times 254; an own mask counts 255."""
-
-
-def _objects(
-    rows: Sequence[tuple[Track, int | None]],
-) -> tuple[list[_Object], dict[int, _Object]]:
+def _objects(tracks: Sequence[Track], min_area: int) -> tuple[list[_Object], dict[int, _Object]]:
     """Return what has to be propagated, and which of it each row (by track id) takes."""
     found: dict[tuple[Any, ...], _Object] = {}
     owner: dict[int, _Object] = {}
-    for track, key in rows:
+    for track in tracks:
+        key = key_frame(track, min_area)
         if key is None:
             continue
         instance: object = ("row", track.id) if track.instance is None else track.instance
@@ -289,20 +285,13 @@ def _objects(
     return list(found.values()), owner
 
 
-def _report_dropped(
-    video: VideoInfo, dropped: Sequence[Track], options: RefineOptions, counts: RefineCounts
-) -> None:
-    """Warn of rows without a key mask and count them."""
-    if dropped:
-        counts.dropped += len(dropped)
-        ids = ", ".join(str(track.id) for track in dropped)
-        logger.warning(
-            "video %d `%s`: dropped tracks without a mask of %d pixels to start from: %s",
-            video.id,
-            video.name,
-            options.min_area,
-            ids,
-        )
+def _warn_of_dropped(video: VideoTracks, kept: Sequence[Track], options: RefineOptions) -> None:
+    """Warn of the rows that are not kept."""
+    left_out = ", ".join(str(track.id) for track in video.tracks if track not in kept)
+    if left_out:
+        where = f"video {video.video.id} `{video.video.name}`"
+        why = f"no frame leaves them a mask of {options.min_area} pixels"
+        logger.warning("%s: dropped tracks %s: %s", where, left_out, why)
 
 
 _Visit = Callable[[int, int, Prediction], RLE | bool]
@@ -315,8 +304,7 @@ def _sweep(
 ) -> None:
     """Carry every object from its seed (frame, mask) along ``order`` and show it to ``visit``."""
     sweep = propagation.sweep()
-    live = 0
-    waiting = len(seeds)
+    live, waiting = 0, len(seeds)
     for t in order:
         for number, prediction in sweep.advance(t).items():
             answer = visit(number, t, prediction)
@@ -378,11 +366,10 @@ def _record(item: _Object, t: int, prediction: Prediction, options: RefineOption
 
 
 def _patch(prediction: Prediction) -> _Patch:
-    """Cut a prediction to its mask's box."""
-    mask = prediction.mask
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    place = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
-    return _Patch(place, np.rint(prediction.probability[place] * 254).astype(np.uint8))
+    """Cut a prediction, which is not empty, to its mask's box."""
+    place = surrounding_box(prediction.mask != 0, 0)
+    assert place is not None, "only masks of some area are kept"
+    return place, np.rint(prediction.probability[place] * 254).astype(np.uint8)
 
 
 def _cycle_gate(
@@ -395,11 +382,8 @@ def _cycle_gate(
     the farthest frame from which it does is found by bisection.
     """
     for direction in (1, -1):
-        stretches = {
-            number: stretch
-            for number, item in enumerate(objects)
-            if (stretch := _stretch(item, direction))
-        }
+        found = {number: _stretch(item, direction) for number, item in enumerate(objects)}
+        stretches = {number: stretch for number, stretch in found.items() if len(stretch) > 1}
         # frames of a stretch at [good] return to its start, those at [bad] do not
         good = dict.fromkeys(stretches, 0)
         bad = {number: len(stretch) for number, stretch in stretches.items()}
@@ -424,8 +408,7 @@ def _stretch(item: _Object, direction: int) -> list[int]:
     end = len(item.own) if direction > 0 else -1
     known = item.snapped | {item.key}
     start = max(known) if direction > 0 else min(known)
-    frames = [t for t in range(start, end, direction) if item.rles[t] is not None]
-    return frames if len(frames) > 1 else []
+    return [t for t in range(start, end, direction) if item.rles[t] is not None]
 
 
 def _way_back(
@@ -446,11 +429,8 @@ def _way_back(
         overlaps[number] = float(masks.iou([masks.encode(prediction.mask)], [known])[0, 0])
         return False
 
-    seeds = {}
-    for number, t in tried.items():
-        rle = objects[number].rles[t]
-        assert rle is not None, "a stretch holds frames with a mask only"
-        seeds[number] = (t, rle)
+    masked = {number: objects[number].rles[t] for number, t in tried.items()}
+    seeds = {number: (tried[number], rle) for number, rle in masked.items() if rle is not None}
     first = (max if direction < 0 else min)(tried.values())
     last = (min if direction < 0 else max)(starts.values())
     _sweep(propagation, seeds, range(first, last + direction, direction), visit)
@@ -491,8 +471,8 @@ def _strength(
     """Return how strongly (H, W) an object claims the pixels of its mask in frame ``t``."""
     out = np.full(shape.shape, 255, np.uint8)
     if options.overlap == "argmax" and t in item.patches:
-        patch = item.patches[t]
-        out[patch.place] = patch.values
+        place, values = item.patches[t]
+        out[place] = values
     return out
 
 

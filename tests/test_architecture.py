@@ -21,7 +21,7 @@ FLOORS: dict[int, frozenset[str]] = {
     3: frozenset("models checkpoint association".split()),
     2: frozenset(
         "nn matching weak_losses losses samples datasets streams stills augment propagation "
-        "devices".split()
+        "bilateral devices".split()
     ),
     1: frozenset(
         "masks ops formats tracks_io tracks_json video categories image_sets config".split()

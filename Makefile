@@ -1,0 +1,41 @@
+# Everything a newcomer types. `make demo` and `make test` set up what they need in .venv first.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PMVIS := $(BIN)/pmvis
+NATIVE := CMakeLists.txt $(wildcard csrc/*)
+
+.PHONY: help demo test lint bench clean
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+demo: $(VENV)/ready  ## Set up, then run the whole paper on drawn pictures (minutes on a CPU)
+	$(PMVIS) demo -o build/demo
+
+test: $(VENV)/ready  ## Set up, then run the tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+
+lint: $(VENV)/ready-dev  ## Style and types
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+bench: $(VENV)/ready  ## Speed and memory, as ratios against peers in one run
+	for script in tests/benchmarks/bench_*.py; do $(BIN)/python $$script; done
+
+clean:  ## Remove what was built
+	rm -rf build $(VENV)
+
+include docs/reproduce/Makefile
+
+$(VENV)/ready: pyproject.toml $(NATIVE)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q -e '.[test]'
+	touch $@
+
+$(VENV)/ready-dev: $(VENV)/ready
+	$(BIN)/python -m pip install -q -e '.[dev]'
+	touch $@
