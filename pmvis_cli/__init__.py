@@ -1,0 +1,1 @@
+"""The door: Typer commands; no tensor is touched here."""

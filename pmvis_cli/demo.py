@@ -1,4 +1,4 @@
-"""`pmvis demo`: the whole paper on pictures that it draws itself, as the commands one would type."""
+"""`pmvis demo`: the whole paper on pictures that it draws itself, command by command."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ import typer
 from pmvis_cli.console import Console, get_console
 from pmvis_cli.options import JsonFlag, Overwrite, Seed
 
+MODELS = ("image", "video", "control")
+LABELS = ("raw", "refined", "kept")
+MODEL_FILE = "model.safetensors"
+GENTLE = "--set train.learning_rate=5e-4 --set train.warmup_steps=50"
+"""What the control shares with the video stage's preset."""
 STAMP = "demo.json"
 """What the demo was made with; a folder with another one is not continued."""
 
@@ -111,71 +116,71 @@ def open_folder(folder: Path, recipe: Recipe, overwrite: bool) -> None:
 
 def plan(folder: Path, recipe: Recipe) -> list[list[Step]]:
     """Return the commands in order; those of one group run side by side."""
-    data, maps = folder / "data", folder / "maps"
-    train, valid = data / "videos/train.json", data / "videos/valid.json"
-    raw, refined, kept = (
-        folder / f"{name}.tracks.jsonl" for name in ("raw", "refined", "kept")
-    )
-    image, video, control = (folder / name for name in ("image", "video", "control"))
-    stills = maps / "train_image.json"
-    seed = ("--seed", str(recipe.seed))
-    draw = ("synth", "-o", str(data), *seed, "--gap", str(recipe.gap))
-    sources = ("--coco", f"{data}/coco/instances_train.json")
-    sources += ("--imagenet-bbox", f"{data}/imagenet/Annotations")
-    further = ("--init", str(image), "--steps", str(recipe.video_steps), *seed)
+    places = {
+        "data": folder / "data",
+        "maps": folder / "maps",
+        "stills": folder / "maps/train_image.json",
+        "train": folder / "data/videos/train.json",
+        "valid": folder / "data/videos/valid.json",
+        **{name: folder / name for name in MODELS},
+        **{name: folder / f"{name}.tracks.jsonl" for name in LABELS},
+    }
+
+    def step(command: str, product: Path) -> Step:
+        words = (word.format(**places, **vars(recipe)) for word in command.split())
+        return Step(tuple(words), product)
+
+    def infer(model: str, videos: str, output: Path) -> Step:
+        command = f"infer --weights {{{model}}} --frames {{{videos}}} -o"
+        return Step((*step(command, output).arguments, str(output)), output)
+
+    def evaluate(model: str) -> Step:
+        metrics = folder / f"{model}.metrics.json"
+        tracks = str(folder / f"{model}.tracks.jsonl")
+        return Step(("eval", tracks, "--gt", str(places["valid"]), "-o", str(metrics)), metrics)
+
+    further = "--init {image} --steps {video_steps} --seed {seed}"
     return [
-        [Step(draw, data / "synth.json")],
+        [step("synth -o {data} --seed {seed} --gap {gap}", places["data"] / "synth.json")],
         [
-            Step(
-                ("map-categories", "--target", f"{data}/target.json", *sources, "-o", str(maps)),
-                stills,
+            step(
+                "map-categories --target {data}/target.json --coco {data}/coco/instances_train.json"
+                " --imagenet-bbox {data}/imagenet/Annotations -o {maps}",
+                places["stills"],
             )
         ],
         [
-            Step(
-                ("train-image", "--data", str(stills), "--preset", "tiny", *seed)
-                + ("--steps", str(recipe.image_steps), "--processes", str(recipe.processes))
-                + ("-o", str(image)),
-                image / "model.safetensors",
-            )
-        ],
-        [infer(image, train, raw), infer(image, valid, folder / "image.tracks.jsonl")],
-        [Step(("refine", str(raw), "--frames", str(train), "-o", str(refined)), refined)],
-        [
-            Step(
-                ("filter", str(refined), "--topk", str(recipe.topk), "--pscore", str(recipe.pscore))
-                + ("--overlap", "0.5", "--keep-ignored", "-o", str(kept)),
-                kept,
+            step(
+                "train-image --data {stills} --preset tiny --steps {image_steps} --seed {seed}"
+                " --processes {processes} -o {image}",
+                places["image"] / MODEL_FILE,
             )
         ],
         [
-            Step(
-                ("train-video", "--pseudo", str(kept), "--frames", str(train), *further)
-                + ("-o", str(video)),
-                video / "model.safetensors",
+            infer("image", "train", places["raw"]),
+            infer("image", "valid", folder / "image.tracks.jsonl"),
+        ],
+        [step("refine {raw} --frames {train} -o {refined}", places["refined"])],
+        [
+            step(
+                "filter {refined} --topk {topk} --pscore {pscore} --overlap 0.5 --keep-ignored"
+                " -o {kept}",
+                places["kept"],
+            )
+        ],
+        [
+            step(
+                f"train-video --pseudo {{kept}} --frames {{train}} {further} -o {{video}}",
+                places["video"] / MODEL_FILE,
             ),
-            Step(
-                ("train-image", "--data", str(stills), "--preset", "tiny", *further)
-                + ("--set", "train.learning_rate=5e-4", "--set", "train.warmup_steps=50")
-                + ("-o", str(control)),
-                control / "model.safetensors",
+            step(
+                f"train-image --data {{stills}} --preset tiny {further} {GENTLE} -o {{control}}",
+                places["control"] / MODEL_FILE,
             ),
         ],
-        [infer(model, valid, folder / f"{model.name}.tracks.jsonl") for model in (video, control)],
-        [evaluate(folder, model.name, valid) for model in (image, video, control)],
+        [infer(model, "valid", folder / f"{model}.tracks.jsonl") for model in ("video", "control")],
+        [evaluate(model) for model in MODELS],
     ]
-
-
-def infer(model: Path, videos: Path, output: Path) -> Step:
-    """Return the command that labels videos."""
-    arguments = ("infer", "--weights", str(model), "--frames", str(videos), "-o", str(output))
-    return Step(arguments, output)
-
-
-def evaluate(folder: Path, model: str, truth: Path) -> Step:
-    """Return the command that measures a model's tracks."""
-    tracks, metrics = folder / f"{model}.tracks.jsonl", folder / f"{model}.metrics.json"
-    return Step(("eval", str(tracks), "--gt", str(truth), "-o", str(metrics)), metrics)
 
 
 def run_group(steps: Sequence[Step], console: Console) -> None:

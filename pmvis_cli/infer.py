@@ -12,9 +12,7 @@ from pmvis_cli.options import STDIO_PATH, Device, FramesPath, OutputPath, Resume
 
 Weights = Annotated[
     Path,
-    typer.Option(
-        "--weights", metavar="RUN", help="Run folder, or a `model.safetensors` of pmvis."
-    ),
+    typer.Option("--weights", metavar="RUN", help="Run folder, or a `model.safetensors` of pmvis."),
 ]
 
 

@@ -53,6 +53,14 @@ def map_categories(
     custom: Annotated[
         bool, typer.Option("--custom", help="Match by names instead of the target's own maps.")
     ] = False,
+    hide_masks: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="Hide the masks of every N-th picture of --coco: more box-only data; 0: none.",
+        ),
+    ] = 0,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit 1 if a target category has no annotation.")
     ] = False,
@@ -81,6 +89,8 @@ def map_categories(
     wanted = categories.load_target(target)
     if coco is None and imagenet_bbox is None:
         raise UsageError("no source given", "give `--coco`, `--imagenet-bbox`, or both")
+    if hide_masks and coco is None:
+        raise UsageError("`--hide-masks` is for `--coco`, which is not given")
     prepare_folder(output, overwrite=overwrite, owned=(CATEGORIES_FILE, TRAINING_FILE))
     sources = [
         image_sets.read_source(kind, path, images)
@@ -90,6 +100,8 @@ def map_categories(
         )
         if path is not None
     ]
+    if hide_masks:
+        sources[0] = image_sets.hide_masks(sources[0], hide_masks)
     dataset, reports = image_sets.merge_sources(wanted, sources, output, by_name=custom)
     lacking = categories.without_source(wanted, {i for r in reports for i in r.reached})
     summary = _summary(wanted, reports, lacking)
@@ -147,6 +159,9 @@ def _table_one(target: Target, reports: list[SourceReport]) -> Any:
     )
     classes = f"{sum(report.categories.classes for report in reports)} / {reached}"
     table.add_row("total", classes, *map(str, sums))
+    hidden = sum(report.hidden for report in reports)
+    if hidden:
+        table.caption = f"{hidden} images of COCO are box-only: their masks were hidden"
     return table
 
 

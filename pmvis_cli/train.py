@@ -132,8 +132,7 @@ def train_video(
 
     Examples:
       pmvis train-video --pseudo kept.tracks.jsonl --frames videos/ --init runs/image -o runs/video
-      pmvis train-video --pseudo kept.tracks.jsonl --frames videos/ --init runs/image \\
-        --no-box-loss -o runs/mask-only
+      pmvis train-video --pseudo valid.json --frames videos/ --init runs/image --no-box-loss -o R
 
     Reads: tracks (or YouTube-VIS JSON), their frames, and the model to start from.
     Writes: RUN/ as `train-image` does.

@@ -104,7 +104,7 @@ def read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         )
     try:
         with safe_open(file, "pt") as stream:
-            return {name: stream.get_tensor(name) for name in stream.keys()}, (  # noqa: SIM118
+            return {name: stream.get_tensor(name) for name in stream.keys()}, (
                 stream.metadata() or {}
             )
     except SafetensorError as error:

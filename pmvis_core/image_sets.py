@@ -47,6 +47,8 @@ class ImageSource:
     """Of the annotations' content."""
     roots: tuple[Path, ...]
     """Folders in which the pictures may lie, the likeliest first."""
+    hidden: frozenset[int] = frozenset()
+    """Ids of the pictures whose masks were hidden."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class SourceReport:
     """Pictures with mapped annotations that are in no folder."""
     reached: frozenset[int]
     """Target ids that have at least one annotation."""
+    hidden: int
+    """Pictures in the training file whose masks were hidden."""
 
     def as_json(self) -> dict[str, Any]:
         """Return what ``categories.json`` says of this source; no absolute paths."""
@@ -81,6 +85,7 @@ class SourceReport:
             "unmatched": [_unmatched_as_json(entry) for entry in self.categories.unmatched],
             "many_to_one": {key: list(v) for key, v in self.categories.many_to_one.items()},
             "missing_images": len(self.missing),
+            "hidden_mask_images": self.hidden,
         }
 
 
@@ -102,13 +107,24 @@ def read_source(kind: str, path: Path, images: Path | None = None) -> ImageSourc
         dataset = read_coco(path, f"{kind} annotations")
         digest = digest_file(path)
     if kind != COCO:
-        boxes = tuple(
-            replace(row, segmentation=None, area=row.bbox[2] * row.bbox[3])
-            for row in dataset.annotations
-        )
-        dataset = replace(dataset, annotations=boxes)
+        dataset = replace(dataset, annotations=tuple(map(_box_only, dataset.annotations)))
     roots = (images,) if images is not None else tuple(_usual_roots(path))
     return ImageSource(kind, path, dataset, digest, roots)
+
+
+def hide_masks(source: ImageSource, every: int) -> ImageSource:
+    """Return a source of which some pictures are box-only.
+
+    Args:
+        source: with masks.
+        every: of the pictures by ascending id, those at places N, 2N, … lose their masks.
+    """
+    ids = sorted(image.id for image in source.dataset.images)
+    hidden = frozenset(ids[every - 1 :: every])
+    rows = tuple(
+        _box_only(row) if row.image_id in hidden else row for row in source.dataset.annotations
+    )
+    return replace(source, dataset=replace(source.dataset, annotations=rows), hidden=hidden)
 
 
 def merge_sources(
@@ -137,6 +153,7 @@ def merge_sources(
         root = find_root(source, [i.file_name for i in source.dataset.images if i.id in rows])
         before = len(images), len(annotations)
         missing = []
+        hidden = 0
         for image in sorted(source.dataset.images, key=lambda image: image.id):
             if image.id not in rows:
                 continue
@@ -147,6 +164,7 @@ def merge_sources(
             number = len(images) + 1
             name = Path(os.path.relpath(os.path.abspath(place), os.path.realpath(folder)))
             images.append(replace(image, id=number, file_name=name.as_posix(), source=source.kind))
+            hidden += image.id in source.hidden
             for row in rows[image.id]:
                 annotations.append(replace(row, id=len(annotations) + 1, image_id=number))
         added = annotations[before[1] :]
@@ -158,6 +176,7 @@ def merge_sources(
                 annotations=len(added),
                 missing=tuple(missing),
                 reached=frozenset(row.category_id for row in added),
+                hidden=hidden,
             )
         )
     return CocoDataset(target.categories, tuple(images), tuple(annotations)), reports
@@ -195,6 +214,11 @@ def find_image(root: Path, name: str) -> Path | None:
             if os.path.isfile(path):
                 return Path(path)
     return None
+
+
+def _box_only(row: CocoAnnotation) -> CocoAnnotation:
+    """Return an annotation of which only the box is known."""
+    return replace(row, segmentation=None, area=row.bbox[2] * row.bbox[3])
 
 
 def _rows_by_image(source: ImageSource, matched: SourceMap) -> dict[int, list[CocoAnnotation]]:

@@ -109,7 +109,9 @@ def _track_frame(
     queries = select_candidates(probabilities, predictions.boxes[-1, row], tracker.config)
     logits = predictions.mask_logits(-1, torch.full_like(queries, row), queries)
     detections = Detections(
-        probabilities[queries].amax(-1), predictions.embeddings[row, queries], logits.sigmoid() > 0.5
+        probabilities[queries].amax(-1),
+        predictions.embeddings[row, queries],
+        logits.sigmoid() > 0.5,
     )
     rows, ids = tracker.update(detections)
     kept = [(index, identity) for index, identity in enumerate(ids) if identity != UNTRACKED]
@@ -165,7 +167,7 @@ def _rows(
     number = 0
     for identity, seen in found.items():
         rles = tuple(seen.rles.get(t) for t in range(length))
-        means = np.mean(list(seen.probabilities.values()), axis=0, dtype=np.float64)
+        means = np.stack(list(seen.probabilities.values())).mean(0, dtype=np.float64)
         for label in np.flatnonzero(means > threshold):
             number += 1
             vectors = (seen.probabilities.get(t) for t in range(length))
@@ -182,11 +184,8 @@ def _rows(
             )
 
 
-def _batches(
-    frames: Iterable[NDArray[np.uint8]], size: int
-) -> Iterator[list[NDArray[np.uint8]]]:
+def _batches(frames: Iterable[NDArray[np.uint8]], size: int) -> Iterator[list[NDArray[np.uint8]]]:
     """Group frames into lists of at most ``size``."""
     iterator = iter(frames)
     while batch := list(islice(iterator, size)):
         yield batch
-

@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 
 from pmvis_core.checkpoint import (
     MODEL_FILE,
@@ -33,7 +34,7 @@ from pmvis_core.checkpoint import (
 )
 from pmvis_core.config import TrainConfig, read_toml, to_toml
 from pmvis_core.datasets import annotation_ledger, batches
-from pmvis_core.errors import DataError, PmvisError, ResourceError, UsageError
+from pmvis_core.errors import DataError, PmvisError, UsageError
 from pmvis_core.files import atomic_write, canonical_json, significant
 from pmvis_core.losses import SetCriterion
 from pmvis_core.models.idol import IDOL, build_idol
@@ -89,7 +90,7 @@ def train(job: TrainJob, progress: Progress = silent) -> None:
     with tempfile.TemporaryDirectory() as folder:
         meeting = f"file://{folder}/meeting"
         failures: Any = mp.get_context("spawn").SimpleQueue()
-        others = mp.start_processes(
+        others = spawn(
             _spawned, (job, meeting, failures), job.processes - 1, join=False, daemon=True
         )
         try:
@@ -268,9 +269,7 @@ class _Run:
         _, world = _rank_and_world()
         if world == 1:
             return
-        gradients = [
-            torch.zeros_like(p) if p.grad is None else p.grad for p in self.trainable
-        ]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.trainable]
         flat = torch.cat([g.flatten() for g in gradients])
         dist.all_reduce(flat)
         flat /= world
@@ -285,9 +284,7 @@ class _Run:
         decay = min(self.config.ema_decay, (1 + step) / (10 + step))
         names, averages = zip(*self.average.items(), strict=True)
         current = dict(self.model.named_parameters())
-        torch._foreach_lerp_(
-            list(averages), [current[name].detach() for name in names], 1 - decay
-        )
+        torch._foreach_lerp_(list(averages), [current[name].detach() for name in names], 1 - decay)
 
     def weights(self) -> dict[str, Tensor]:
         """Return what is saved: the averaged weights if there are any, and the buffers."""

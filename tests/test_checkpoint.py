@@ -65,7 +65,7 @@ def test_a_pickle_posing_as_a_checkpoint_is_refused_and_not_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).write_bytes(pickle.dumps({"model": Bomb()}))
-    with pytest.raises(ResourceError, match="not a safetensors file|no checkpoint"):
+    with pytest.raises(ResourceError, match=r"not a safetensors file|no checkpoint"):
         read_tensors(tmp_path / name)
     assert not (tmp_path / "exploded").exists()
 
@@ -113,7 +113,7 @@ def test_torchvision_names_fill_the_backbone(tmp_path: Path) -> None:
         )
 
 
-def _last_map(name: str, network, weights, image: torch.Tensor) -> torch.Tensor:  # type: ignore[no-untyped-def]  # noqa: ANN001
+def _last_map(name: str, network, weights, image: torch.Tensor) -> torch.Tensor:  # type: ignore[no-untyped-def]
     """Return torchvision's own feature map for the same weights."""
     peer = network()
     peer.load_state_dict(weights, strict=False)

@@ -38,9 +38,7 @@ def test_every_preset_survives_its_toml(presets: dict[str, RunConfig], tmp_path:
         assert override(RunConfig(), read_toml(file), "file") == preset
 
 
-@given(
-    st.floats(0, 1e3), st.integers(0, 10**6), st.text(max_size=8), st.lists(st.integers(0, 99))
-)
+@given(st.floats(0, 1e3), st.integers(0, 10**6), st.text(max_size=8), st.lists(st.integers(0, 99)))
 def test_values_survive_toml(rate: float, steps: int, name: str, milestones: list[int]) -> None:
     config = TrainConfig(
         learning_rate=rate, steps=steps, schedule=name, milestones=tuple(milestones)

@@ -57,7 +57,7 @@ class Interrupted(Exception):
 
 
 def test_a_resumed_run_equals_an_unbroken_one(data: Path, tmp_path: Path) -> None:
-    def stop(items, what, total=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    def stop(items, what, total=None):  # type: ignore[no-untyped-def]
         for number, item in enumerate(items):
             if number == 5:
                 raise Interrupted

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -76,14 +77,17 @@ class IDOL(nn.Module):
         """Set the published initial values, or the preset's."""
         prior = self.config.class_prior
         for head in self.class_embed:
-            nn.init.constant_(head.bias, -math.log((1 - prior) / prior))
-        for head in self.bbox_embed:
-            nn.init.zeros_(head.layers[-1].weight)
-            nn.init.zeros_(head.layers[-1].bias)
-        self.bbox_embed[0].layers[-1].bias.data[2:] = self.config.initial_box_logit
-        for layer in self.controller.layers:
-            nn.init.xavier_uniform_(layer.weight)
+            nn.init.constant_(cast(nn.Linear, head).bias, -math.log((1 - prior) / prior))
+        box_layers = [cast(MLP, head).last for head in self.bbox_embed]
+        for layer in box_layers:
+            nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
+        box_layers[0].bias.data[2:] = self.config.initial_box_logit
+        for parameter in self.controller.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+            else:
+                nn.init.zeros_(parameter)
         if self.config.query_grid:
             self._spread_queries(*self.config.query_grid)
 
@@ -105,9 +109,7 @@ class IDOL(nn.Module):
         maps, paddings = self._project(images)
         memory = Memory.of(paddings, bool(images.padding.any()))
         encoded = self.transformer.encode(maps, [self.position(p) for p in paddings], memory)
-        decoded = self.transformer.decode(
-            self.query_embed.weight, encoded, memory, self.bbox_embed
-        )
+        decoded = self.transformer.decode(self.query_embed.weight, encoded, memory, self.bbox_embed)
         logits = torch.stack(
             [head(state) for head, state in zip(self.class_embed, decoded.states, strict=True)]
         )
@@ -207,8 +209,11 @@ def _input_projections(channels: tuple[int, ...], dim: int, levels: int) -> nn.M
         layers.append(nn.Conv2d(inputs, dim, 3, 2, 1))
         inputs = dim
     for layer in layers:
-        nn.init.xavier_uniform_(layer.weight)
-        nn.init.zeros_(layer.bias)
+        for parameter in layer.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+            else:
+                nn.init.zeros_(parameter)
     groups = min(32, dim // 8)
     return nn.ModuleList(nn.Sequential(layer, nn.GroupNorm(groups, dim)) for layer in layers)
 

@@ -52,10 +52,27 @@ class Bottleneck(nn.Module):
         return F.relu(self.conv3(x) + skip)
 
 
+class Stem(nn.Module):
+    """ResNet's first convolution and pooling, down to stride 4."""
+
+    def __init__(self) -> None:
+        """Build with the published name."""
+        super().__init__()
+        self.conv1 = ConvNorm(3, 64, 7, 2)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return (B, 64, H/4, W/4)."""
+        return F.max_pool2d(F.relu(self.conv1(image)), 3, 2, 1)
+
+
 class ResNet(Backbone):
     """ResNet-50/101 (He et al., 2016); stem and res2 are frozen as in detectron2's FREEZE_AT 2."""
 
     channels = (512, 1024, 2048)
+    res2: nn.Sequential
+    res3: nn.Sequential
+    res4: nn.Sequential
+    res5: nn.Sequential
 
     def __init__(self, blocks: Sequence[int]) -> None:
         """Build the stages.
@@ -64,8 +81,7 @@ class ResNet(Backbone):
             blocks: number of bottlenecks in res2..res5: (3, 4, 6, 3) or (3, 4, 23, 3).
         """
         super().__init__()
-        self.stem = nn.Module()
-        self.stem.conv1 = ConvNorm(3, 64, 7, 2)
+        self.stem = Stem()
         inputs = 64
         for index, count in enumerate(blocks):
             outputs = 256 << index
@@ -80,13 +96,12 @@ class ResNet(Backbone):
             ]
             self.add_module(f"res{index + 2}", nn.Sequential(*stage))
             inputs = outputs
-        for frozen in (self.stem, self.res2):
-            frozen.requires_grad_(False)
+        self.stem.requires_grad_(False)
+        self.res2.requires_grad_(False)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Return res3, res4, res5."""
-        x = F.max_pool2d(F.relu(self.stem.conv1(image)), 3, 2, 1)
-        res3 = self.res3(self.res2(x))
+        res3 = self.res3(self.res2(self.stem(image)))
         res4 = self.res4(res3)
         return [res3, res4, self.res5(res4)]
 

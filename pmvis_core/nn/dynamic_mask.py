@@ -35,9 +35,11 @@ class MaskBranch(nn.Module):
         self.dcn = nn.Conv2d(dim, dim, 3, padding=1)
         self.lay1 = nn.Conv2d(dim, dim // 4, 3, padding=1)
         self.lay2 = nn.Conv2d(dim // 4, CHANNELS, 3, padding=1)
-        for layer in self.children():
-            nn.init.kaiming_uniform_(layer.weight, a=1)
-            nn.init.zeros_(layer.bias)
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.kaiming_uniform_(parameter, a=1)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Return (B, 8, H/8, W/8), non-negative, of (B, D, ., .) maps at strides 8, 16, 32."""

@@ -55,21 +55,47 @@ class WindowAttention(nn.Module):
         return self.proj(out.transpose(1, 2).reshape(count, area, width))
 
 
+class FeedForward(nn.Module):
+    """Two linear layers with GELU between, four times as wide inside."""
+
+    def __init__(self, width: int) -> None:
+        """Build with the published names."""
+        super().__init__()
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform the last axis."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class PatchEmbed(nn.Module):
+    """Cut an image into 4x4 patches and embed each."""
+
+    def __init__(self, width: int) -> None:
+        """Build with the published names."""
+        super().__init__()
+        self.proj = nn.Conv2d(3, width, 4, 4)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return (B, ceil(H/4), ceil(W/4), C) of a (B, 3, H, W) image."""
+        height, width = image.shape[-2:]
+        image = F.pad(image, (0, -width % 4, 0, -height % 4))
+        return self.norm(self.proj(image).permute(0, 2, 3, 1))
+
+
 class SwinBlock(nn.Module):
     """Pre-norm attention (shifted on odd blocks) and MLP, both residual."""
 
-    def __init__(
-        self, width: int, heads: int, window: int, shift: int, drop_path: float
-    ) -> None:
-        """Build the block; the MLP is four times as wide."""
+    def __init__(self, width: int, heads: int, window: int, shift: int, drop_path: float) -> None:
+        """Build with the published names."""
         super().__init__()
         self.window, self.shift = window, shift
         self.norm1 = nn.LayerNorm(width)
         self.attn = WindowAttention(width, heads, window)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = nn.Module()
-        self.mlp.fc1 = nn.Linear(width, 4 * width)
-        self.mlp.fc2 = nn.Linear(4 * width, width)
+        self.mlp = FeedForward(width)
         self.drop_path = StochasticDepth(drop_path, "row")
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -80,8 +106,7 @@ class SwinBlock(nn.Module):
             mask: the shift's mask of the padded map, (n, window^2, window^2).
         """
         x = x + self.drop_path(self._attend(self.norm1(x), mask if self.shift else None))
-        hidden = F.gelu(self.mlp.fc1(self.norm2(x)))
-        return x + self.drop_path(self.mlp.fc2(hidden))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
 
     def _attend(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Pad, shift, attend within windows, and undo."""
@@ -150,9 +175,7 @@ class Swin(Backbone):
         """Build four stages; the rate of dropped paths grows linearly with depth."""
         super().__init__()
         self.channels = (2 * width, 4 * width, 8 * width)
-        self.patch_embed = nn.Module()
-        self.patch_embed.proj = nn.Conv2d(3, width, 4, 4)
-        self.patch_embed.norm = nn.LayerNorm(width)
+        self.patch_embed = PatchEmbed(width)
         rates = iter(np.linspace(0, drop_path, sum(depths)).tolist())
         self.layers = nn.ModuleList(
             SwinStage(
@@ -165,10 +188,7 @@ class Swin(Backbone):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Return the normalised maps of stages 1 to 3; stage 0's is not used by IDOL."""
-        height, width = image.shape[-2:]
-        image = F.pad(image, (0, -width % 4, 0, -height % 4))
-        x = self.patch_embed.proj(image).permute(0, 2, 3, 1)
-        x = self.patch_embed.norm(x)
+        x = self.patch_embed(image)
         maps = []
         for index, layer in enumerate(self.layers):
             out, x = layer(x)

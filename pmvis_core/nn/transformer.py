@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +28,7 @@ class SinePosition(nn.Module):
     def __init__(self, dim: int) -> None:
         """Give half of ``dim`` to y and half to x."""
         super().__init__()
-        self.half = dim // 2
+        self.axis_dim = dim // 2
 
     def forward(self, padding: Tensor) -> Tensor:
         """Return (B, dim, H, W) encodings, y before x, for a (B, H, W) bool padding mask."""
@@ -35,7 +36,7 @@ class SinePosition(nn.Module):
         y, x = inside.cumsum(1), inside.cumsum(2)
         y = (y - 0.5) / (y[:, -1:] + 1e-6) * 2 * math.pi
         x = (x - 0.5) / (x[:, :, -1:] + 1e-6) * 2 * math.pi
-        exponent = torch.arange(self.half, device=padding.device) // 2 * 2 / self.half
+        exponent = torch.arange(self.axis_dim, device=padding.device) // 2 * 2 / self.axis_dim
         angles = torch.stack((y, x), dim=1)[..., None] / TEMPERATURE**exponent
         waves = torch.stack((angles[..., 0::2].sin(), angles[..., 1::2].cos()), dim=-1)
         return waves.flatten(-2).permute(0, 1, 4, 2, 3).flatten(1, 2)
@@ -144,7 +145,9 @@ class Memory:
 class EncoderLayer(nn.Module):
     """Deformable self-attention over all levels and a feed-forward network, post-norm."""
 
-    def __init__(self, dim: int, levels: int, heads: int, points: int, hidden: int, dropout: float):
+    def __init__(
+        self, dim: int, levels: int, heads: int, points: int, hidden: int, dropout: float
+    ) -> None:
         """Build with the published names."""
         super().__init__()
         self.self_attn = MultiScaleDeformableAttention(dim, levels, heads, points)
@@ -165,7 +168,9 @@ class EncoderLayer(nn.Module):
 class DecoderLayer(nn.Module):
     """Self-attention among queries, deformable cross-attention, feed-forward, post-norm."""
 
-    def __init__(self, dim: int, levels: int, heads: int, points: int, hidden: int, dropout: float):
+    def __init__(
+        self, dim: int, levels: int, heads: int, points: int, hidden: int, dropout: float
+    ) -> None:
         """Build with the published names."""
         super().__init__()
         self.cross_attn = MultiScaleDeformableAttention(dim, levels, heads, points)
@@ -198,11 +203,25 @@ class MLP(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(map(nn.Linear, dims[:-1], dims[1:]))
 
+    @property
+    def last(self) -> nn.Linear:
+        """Return the output layer."""
+        return cast(nn.Linear, self.layers[-1])
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the last layer's output, without an activation."""
         for layer in self.layers[:-1]:
             x = F.relu(layer(x))
         return self.layers[-1](x)
+
+
+class LayerStack(nn.Module):
+    """Layers under the published name ``layers``."""
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        """Keep the layers in order."""
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
 
 
 @dataclass(frozen=True)
@@ -227,14 +246,8 @@ class DeformableTransformer(nn.Module):
         super().__init__()
         sizes = (shape.dim, shape.levels, shape.heads, shape.points, shape.hidden, shape.dropout)
         self.level_embed = nn.Parameter(torch.empty(shape.levels, shape.dim))
-        self.encoder = nn.Module()
-        self.encoder.layers = nn.ModuleList(
-            EncoderLayer(*sizes) for _ in range(shape.encoder_layers)
-        )
-        self.decoder = nn.Module()
-        self.decoder.layers = nn.ModuleList(
-            DecoderLayer(*sizes) for _ in range(shape.decoder_layers)
-        )
+        self.encoder = LayerStack([EncoderLayer(*sizes) for _ in range(shape.encoder_layers)])
+        self.decoder = LayerStack([DecoderLayer(*sizes) for _ in range(shape.decoder_layers)])
         self.reference_points = nn.Linear(shape.dim, 2)
         for parameter in self.parameters():
             if parameter.dim() > 1:

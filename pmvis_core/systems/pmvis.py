@@ -106,7 +106,7 @@ class VideoStage:
             return Samples(Mixture([videos], [1.0]), videos.categories)
         stills = CocoImages(self.data, self.images, config.augment, cache_bytes=CACHE_BYTES)
         masked, box_only = stills.split()
-        parts = [
+        parts: list[tuple[CocoImages | PseudoVideos, float]] = [
             (videos, 1 - share),
             (masked, share * (1 - config.train.box_only_share)),
             (box_only, share * config.train.box_only_share),

@@ -101,9 +101,7 @@ IMAGE_PRESETS = {
     "tiny": _TINY,
     "mobilenet_v2": _MOBILE,
     "resnet50": _PUBLISHED,
-    "resnet101": replace(
-        _PUBLISHED, preset="resnet101", model=ModelConfig(backbone="resnet101")
-    ),
+    "resnet101": replace(_PUBLISHED, preset="resnet101", model=ModelConfig(backbone="resnet101")),
     "swin_l": replace(
         _PUBLISHED,
         preset="swin_l",
