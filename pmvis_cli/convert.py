@@ -1,4 +1,4 @@
-"""`pmvis convert`: tracks files to YouTube-VIS JSON and back."""
+"""`pmvis convert`: tracks files to YouTube-VIS JSON and back, and COCO stills to both."""
 
 from __future__ import annotations
 
@@ -32,6 +32,10 @@ def convert(
         Path | None,
         typer.Option(metavar="PATH", help="For a results list: its frames, as `infer` read them."),
     ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|FILE", help="For COCO stills: a vocabulary to map them to."),
+    ] = None,
 ) -> None:
     """Convert between tracks files and YouTube-VIS JSON, dataset or results form.
 
@@ -39,33 +43,55 @@ def convert(
       pmvis convert kept.tracks.jsonl --to dataset -o pseudo.json
       pmvis convert out.tracks.jsonl --to results -o results.json && zip results.zip results.json
       pmvis convert results.json --gt valid.json --to tracks -o out.tracks.jsonl
+      pmvis convert instances_val2017.json --target ytvis2019 --to dataset -o stills.json
 
     Reads: a tracks file, a dataset (videos, annotations, categories) or a results list, plain or
       gzip; masks as RLE, plain runs or polygons. A results list knows no videos: give --gt, or
-      --videos, where categories are called by their ids.
+      --videos, where categories are called by their ids. COCO instances JSON: each picture
+      becomes a video of one frame, so that `infer --root IMAGES` and `eval` work on stills.
     Writes: `tracks`: scores without a value become 1 and crowds ignored tracks. `dataset`: what
       other VIS code trains on; it holds all of a tracks file. `results`: what servers score.
 
     next: `pmvis eval results.json --gt valid.json`
     """
     from pmvis_core.errors import UsageError
+    from pmvis_core.formats.coco import StillVideos
     from pmvis_core.formats.ytvis import open_tracks, sniff
     from pmvis_core.formats.ytvis_writer import as_dataset, as_results
 
     if to not in _FORMS:
         raise UsageError(f"--to is `{to}`, expected one of {', '.join(f'`{f}`' for f in _FORMS)}")
-    if sniff(source) == "results":
+    kind = sniff(source)
+    if kind == "results":
         tracks: TrackSource = _from_results(source, truth, videos)
     elif truth or videos:
         raise UsageError("`--gt` and `--videos` are for a results list, this input needs none")
     else:
-        tracks = open_tracks(source)
+        tracks = _from_object(source, target) if kind == "dataset" else open_tracks(source)
+    if target and not isinstance(tracks, StillVideos):
+        raise UsageError("`--target` is for COCO stills, this input needs none")
     if to == "tracks":
         _write_tracks(tracks, output)
     elif to == "dataset":
         _write_json(as_dataset(tracks), output)
     else:
         _write_json(as_results(tracks), output)
+
+
+def _from_object(source: Path, target: str | None) -> TrackSource:
+    """Return a YouTube-VIS dataset or COCO stills, told apart by what they list."""
+    from pmvis_core.categories import load_target
+    from pmvis_core.formats.coco import StillVideos, from_coco, is_coco
+    from pmvis_core.formats.ytvis import dataset_of, read_document, shown
+    from pmvis_core.image_sets import in_vocabulary
+
+    document = read_document(source, "dataset")
+    if not is_coco(document):
+        return dataset_of(document, shown(source))
+    stills = from_coco(document, shown(source))
+    if target is not None:
+        stills = in_vocabulary(stills, load_target(target))
+    return StillVideos(shown(source), stills)
 
 
 def _from_results(source: Path, truth: Path | None, videos: Path | None) -> TrackSource:

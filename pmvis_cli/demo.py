@@ -22,6 +22,7 @@ LABELS = ("raw", "refined", "kept")
 MODEL_FILE = "model.safetensors"
 GENTLE = "--set train.learning_rate=5e-4 --set train.warmup_steps=50"
 """What the control shares with the video stage's preset."""
+POLL_SECONDS = 0.05
 STAMP = "demo.json"
 """What the demo was made with; a folder with another one is not continued."""
 
@@ -41,10 +42,13 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Step:
-    """One command and the file or folder that appears when it is done."""
+    """One command, and the files before and after it."""
 
     arguments: tuple[str, ...]
     product: Path
+    """Appears when the command is done."""
+    needs: tuple[Path, ...] = ()
+    """Products of earlier steps that it reads."""
 
 
 def demo(
@@ -84,8 +88,7 @@ def demo(
     recipe = Recipe(seed, gap, image_steps, video_steps, topk, pscore, processes)
     open_folder(output, recipe, overwrite)
     begun = time.monotonic()
-    for group in plan(output, recipe):
-        run_group(group, console)
+    run(plan(output, recipe), recipe.processes, console)
     summarise(output, console, json)
     console.say(f"the demo took {time.monotonic() - begun:.0f} s; look at {output}/sheet.png")
 
@@ -114,100 +117,112 @@ def open_folder(folder: Path, recipe: Recipe, overwrite: bool) -> None:
     write_json(stamp, asdict(recipe))
 
 
-def plan(folder: Path, recipe: Recipe) -> list[list[Step]]:
-    """Return the commands in order; those of one group run side by side."""
-    places = {
-        "data": folder / "data",
-        "maps": folder / "maps",
-        "stills": folder / "maps/train_image.json",
-        "train": folder / "data/videos/train.json",
-        "valid": folder / "data/videos/valid.json",
-        **{name: folder / name for name in MODELS},
-        **{name: folder / f"{name}.tracks.jsonl" for name in LABELS},
-    }
+def plan(folder: Path, recipe: Recipe) -> list[Step]:
+    """Return the commands in an order in which they can run."""
+    data, maps = folder / "data", folder / "maps"
+    train, valid = data / "videos/train.json", data / "videos/valid.json"
+    stills = maps / "train_image.json"
+    raw, refined, kept = (folder / f"{name}.tracks.jsonl" for name in LABELS)
+    models = {name: folder / name / MODEL_FILE for name in MODELS}
+    words = {"data": data, "maps": maps, "train": train, "valid": valid, "stills": stills}
+    words |= {"raw": raw, "refined": refined, "kept": kept, **vars(recipe)}
+    words |= {name: folder / name for name in MODELS}
 
-    def step(command: str, product: Path) -> Step:
-        words = (word.format(**places, **vars(recipe)) for word in command.split())
-        return Step(tuple(words), product)
-
-    def infer(model: str, videos: str, output: Path) -> Step:
-        command = f"infer --weights {{{model}}} --frames {{{videos}}} -o"
-        return Step((*step(command, output).arguments, str(output)), output)
-
-    def evaluate(model: str) -> Step:
-        metrics = folder / f"{model}.metrics.json"
-        tracks = str(folder / f"{model}.tracks.jsonl")
-        return Step(("eval", tracks, "--gt", str(places["valid"]), "-o", str(metrics)), metrics)
+    def step(command: str, product: Path, *needs: Path) -> Step:
+        return Step(tuple(w.format(**words) for w in command.split()), product, needs)
 
     further = "--init {image} --steps {video_steps} --seed {seed}"
-    return [
-        [step("synth -o {data} --seed {seed} --gap {gap}", places["data"] / "synth.json")],
-        [
-            step(
-                "map-categories --target {data}/target.json --coco {data}/coco/instances_train.json"
-                " --imagenet-bbox {data}/imagenet/Annotations -o {maps}",
-                places["stills"],
-            )
-        ],
-        [
-            step(
-                "train-image --data {stills} --preset tiny --steps {image_steps} --seed {seed}"
-                " --processes {processes} -o {image}",
-                places["image"] / MODEL_FILE,
-            )
-        ],
-        [
-            infer("image", "train", places["raw"]),
-            infer("image", "valid", folder / "image.tracks.jsonl"),
-        ],
-        [step("refine {raw} --frames {train} -o {refined}", places["refined"])],
-        [
-            step(
-                "filter {refined} --topk {topk} --pscore {pscore} --overlap 0.5 --keep-ignored"
-                " -o {kept}",
-                places["kept"],
-            )
-        ],
-        [
-            step(
-                f"train-video --pseudo {{kept}} --frames {{train}} {further} -o {{video}}",
-                places["video"] / MODEL_FILE,
-            ),
-            step(
-                f"train-image --data {{stills}} --preset tiny {further} {GENTLE} -o {{control}}",
-                places["control"] / MODEL_FILE,
-            ),
-        ],
-        [infer(model, "valid", folder / f"{model}.tracks.jsonl") for model in ("video", "control")],
-        [evaluate(model) for model in MODELS],
+    steps = [
+        step("synth -o {data} --seed {seed} --gap {gap}", data / "synth.json"),
+        step(
+            "map-categories --target {data}/target.json --coco {data}/coco/instances_train.json"
+            " --imagenet-bbox {data}/imagenet/Annotations -o {maps}",
+            stills,
+            data / "synth.json",
+        ),
+        step(
+            "train-image --data {stills} --preset tiny --steps {image_steps} --seed {seed}"
+            " --processes {processes} -o {image}",
+            models["image"],
+            stills,
+        ),
+        step("infer --weights {image} --frames {train} -o {raw}", raw, models["image"]),
+        step(
+            f"train-image --data {{stills}} --preset tiny {further} {GENTLE} -o {{control}}",
+            models["control"],
+            models["image"],
+        ),
+        step("refine {raw} --frames {train} -o {refined}", refined, raw),
+        step(
+            "filter {refined} --topk {topk} --pscore {pscore} --overlap 0.5 -o {kept}",
+            kept,
+            refined,
+        ),
+        step(
+            f"train-video --pseudo {{kept}} --frames {{train}} {further} -o {{video}}",
+            models["video"],
+            kept,
+        ),
     ]
+    for name, model in models.items():
+        words |= {"tracks": folder / f"{name}.tracks.jsonl", "run": model.parent}
+        words |= {"metrics": folder / f"{name}.metrics.json"}
+        tracks, metrics = Path(words["tracks"]), Path(words["metrics"])
+        steps.append(step("infer --weights {run} --frames {valid} -o {tracks}", tracks, model))
+        steps.append(step("eval {tracks} --gt {valid} -o {metrics}", metrics, tracks))
+    return steps
 
 
-def run_group(steps: Sequence[Step], console: Console) -> None:
-    """Run the commands whose products are not there yet, side by side.
+def run(steps: Sequence[Step], workers: int, console: Console) -> None:
+    """Run the commands whose products are not there yet, some side by side.
+
+    Args:
+        steps: in an order in which they can run.
+        workers: how many may run at once, with one thread each.
+        console: shows each command; of those that run at once, one shows its progress.
 
     Raises:
         PmvisError: a command failed; its own message is above.
     """
+    waiting = [step for step in steps if not step.product.exists()]
+    running: dict[subprocess.Popen[bytes], Step] = {}
+    try:
+        while waiting or running:
+            ready = [s for s in waiting if all(need.exists() for need in s.needs)]
+            for step in ready[: workers - len(running)]:
+                waiting.remove(step)
+                running[start(step, bool(running), console)] = step
+            time.sleep(POLL_SECONDS)
+            for process in [p for p in running if p.poll() is not None]:
+                check(running.pop(process), process.returncode)
+    finally:
+        for process in running:
+            process.terminate()
+
+
+def start(step: Step, quiet: bool, console: Console) -> subprocess.Popen[bytes]:
+    """Start a command as a process of its own."""
+    console.say(f"$ pmvis {shlex.join(step.arguments)}")
+    command = [sys.executable, "-m", "pmvis_cli.app", *(["-q"] if quiet else []), *step.arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+
+
+def check(step: Step, code: int) -> None:
+    """Pass a command's failure on.
+
+    Raises:
+        PmvisError: with the command's own exit code.
+    """
     from pmvis_core.errors import PmvisError
 
-    waiting = [step for step in steps if not step.product.exists()]
-    environment = os.environ if len(waiting) == 1 else {**os.environ, "OMP_NUM_THREADS": "1"}
-    started = []
-    for index, step in enumerate(waiting):
-        console.say(f"$ pmvis {shlex.join(step.arguments)}")
-        quiet = ("-q",) if index else ()
-        command = [sys.executable, "-m", "pmvis_cli.app", *quiet, *step.arguments]
-        started.append(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL))
-    codes = [process.wait() for process in started]
-    for step, code in zip(waiting, codes, strict=True):
-        if code:
-            failure = PmvisError(
-                f"`pmvis {step.arguments[0]}` failed with exit code {code}, see its message above",
-                "the same `pmvis demo` again continues from there",
-            )
-            failure.exit_code = code
-            raise failure
+    if code:
+        failure = PmvisError(
+            f"`pmvis {step.arguments[0]}` failed with exit code {code}, see its message above",
+            "the same `pmvis demo` again continues from there",
+        )
+        failure.exit_code = code
+        raise failure
 
 
 def summarise(folder: Path, console: Console, json: bool) -> None:

@@ -20,6 +20,10 @@ def infer(
     weights: Weights,
     frames: FramesPath,
     output: OutputPath = STDIO_PATH,
+    root: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where a JSON's frames are, if not beside it."),
+    ] = None,
     settings: Settings = None,
     shard: Shard = "1/1",
     device: Device = "auto",
@@ -41,16 +45,19 @@ def infer(
     from pmvis_core.checkpoint import MODEL_FILE, load_model
     from pmvis_core.config import parse_settings
     from pmvis_core.devices import find_device
+    from pmvis_core.errors import UsageError
     from pmvis_core.files import digest_file
     from pmvis_core.infer import infer_video, with_thresholds
     from pmvis_core.tracks_io import TracksHeader, TracksWriter
     from pmvis_core.video import open_videos
 
     console = get_console()
+    if root is not None and frames.suffix.lower() != ".json":
+        raise UsageError("`--root` is for a JSON, `--frames` is none", "leave `--root` out")
     target = find_device(device)
     checkpoint = with_thresholds(load_model(weights), parse_settings(settings or []))
     checkpoint.model.to(target)
-    videos = shard_of(open_videos(frames), shard)
+    videos = shard_of(open_videos(frames, root), shard)
     file = weights / MODEL_FILE if weights.is_dir() else weights
     header = TracksHeader(checkpoint.categories).extended(
         "infer", weights=digest_file(file), settings=parse_settings(settings or [])

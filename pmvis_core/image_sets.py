@@ -112,6 +112,21 @@ def read_source(kind: str, path: Path, images: Path | None = None) -> ImageSourc
     return ImageSource(kind, path, dataset, digest, roots)
 
 
+def in_vocabulary(dataset: CocoDataset, target: Target) -> CocoDataset:
+    """Return a COCO data set in a target vocabulary, with all its pictures and their old ids.
+
+    Annotations of unmapped categories go; crowds and pictures without annotations stay, as an
+    evaluation needs them.
+    """
+    ids = match_source(target, COCO, dataset.categories).target_ids
+    rows = tuple(
+        replace(row, category_id=ids[row.category_id])
+        for row in dataset.annotations
+        if row.category_id in ids
+    )
+    return CocoDataset(target.categories, dataset.images, rows)
+
+
 def hide_masks(source: ImageSource, every: int) -> ImageSource:
     """Return a source of which some pictures are box-only.
 

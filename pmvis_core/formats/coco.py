@@ -5,20 +5,23 @@ supervision. An empty ``segmentation`` (``[]``, as in ImageNet-bbox JSON) is rea
 
     dataset = read_coco(Path("instances_train2017.json"))
     json_value = as_coco(dataset)
+
+`StillVideos` is the way to inference and evaluation: every picture a video of one frame.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pmvis_core import masks
 from pmvis_core.errors import DataError
 from pmvis_core.files import read_json
-from pmvis_core.types import RLE, Category
+from pmvis_core.tracks_json import TracksHeader
+from pmvis_core.types import RLE, Category, Supervision, Track, VideoInfo, VideoTracks
 
 Segmentation = Sequence[Sequence[float]] | Mapping[str, Any]
 """COCO's own forms: a list of polygons ``[x0, y0, x1, y1, …]``, or an RLE, compressed or not."""
@@ -67,6 +70,44 @@ class CocoDataset:
     categories: tuple[Category, ...]
     images: tuple[CocoImage, ...]
     annotations: tuple[CocoAnnotation, ...]
+
+
+@dataclass(frozen=True)
+class StillVideos:
+    """Pictures as videos of one frame under the same ids; iterated over, a `ytvis.TrackSource`."""
+
+    name: str
+    """How messages call the file."""
+    dataset: CocoDataset
+    """What it holds."""
+
+    @property
+    def header(self) -> TracksHeader:
+        """Categories, and no lineage."""
+        return TracksHeader(self.dataset.categories)
+
+    def __iter__(self) -> Iterator[VideoTracks]:
+        """Yield each picture with its instances as human tracks; crowds become ``ignored``.
+
+        Raises:
+            DataError: an instance has no mask or a malformed one.
+        """
+        rows: dict[int, list[CocoAnnotation]] = {image.id: [] for image in self.dataset.images}
+        for row in self.dataset.annotations:
+            rows[row.image_id].append(row)
+        for image in self.dataset.images:
+            name = PurePosixPath(image.file_name)
+            info = VideoInfo(
+                image.id, name.stem, image.height, image.width, 1, (image.file_name,)
+            )
+            crowds = [_track(row, info, self.name) for row in rows[image.id] if row.is_crowd]
+            tracks = [_track(row, info, self.name) for row in rows[image.id] if not row.is_crowd]
+            yield VideoTracks(info, tuple(tracks), tuple(crowds))
+
+
+def is_coco(document: Any) -> bool:
+    """Tell a parsed COCO instances JSON from a YouTube-VIS data set, which has ``videos``."""
+    return isinstance(document, dict) and "images" in document and "videos" not in document
 
 
 def read_coco(path: Path, what: str = "COCO annotations") -> CocoDataset:
@@ -155,6 +196,18 @@ def segmentation_to_rle(segmentation: Segmentation, height: int, width: int, whe
                 "`x0, y0, x1, y1, …`"
             )
     return masks.from_polygons([list(polygon) for polygon in segmentation], height, width)
+
+
+def _track(row: CocoAnnotation, video: VideoInfo, name: str) -> Track:
+    """Return an instance as a track of its one-frame video."""
+    where = f"{name}: annotation {row.id}"
+    if row.segmentation is None:
+        raise DataError(
+            f"{where} has no mask, and tracks need one",
+            "take annotations with masks; box-only pictures can train, not measure",
+        )
+    rle = segmentation_to_rle(row.segmentation, video.height, video.width, where)
+    return Track(row.id, row.category_id, 1.0, (1.0,), (rle,), supervision=Supervision.MASK)
 
 
 def _category(row: Any, where: str) -> Category:

@@ -156,12 +156,26 @@ def read_dataset(path: Path) -> Dataset:
     Raises:
         DataError: the file is missing or malformed; the message names the annotation and frame.
     """
-    name = shown(path)
-    document = read_document(path, "dataset")
+    return dataset_of(read_document(path, "dataset"), shown(path))
+
+
+def dataset_of(document: Any, name: str) -> Dataset:
+    """Return a parsed JSON document as a dataset; see `read_dataset`.
+
+    Args:
+        document: what `read_document` returned.
+        name: how messages call it.
+
+    Raises:
+        DataError: see `read_dataset`.
+    """
     if not isinstance(document, dict) or not isinstance(document.get("videos"), list):
+        stills = isinstance(document, dict) and "images" in document
         raise DataError(
             f"{name} has no `videos`, expected a YouTube-VIS dataset",
-            "a dataset is one object with `videos`, `categories` and `annotations`",
+            "these are COCO stills; `pmvis convert STILLS.json --to dataset` makes videos of them"
+            if stills
+            else "a dataset is one object with `videos`, `categories` and `annotations`",
         )
     videos = tuple(_video(entry, f"{name}: video") for entry in document["videos"])
     rows = document.get("annotations")
