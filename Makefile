@@ -23,7 +23,9 @@ lint: $(VENV)/ready-dev  ## Style and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 bench: $(VENV)/ready  ## Speed and memory, as ratios against peers in one run
-	for script in tests/benchmarks/bench_*.py; do $(BIN)/python $$script; done
+	$(BIN)/python tests/benchmarks/bench_masks.py
+	$(BIN)/python tests/benchmarks/bench_deformable_attention.py
+	$(BIN)/python tests/benchmarks/bench_refine.py tiny
 
 clean:  ## Remove what was built
 	rm -rf build $(VENV)

@@ -59,12 +59,12 @@ def demo(
     gap: Annotated[
         float, typer.Option(min=0.0, max=5.0, help="How far the videos' look is from the images'.")
     ] = 2.0,
-    image_steps: Annotated[int, typer.Option(min=1, help="Steps of the image model.")] = 2400,
+    image_steps: Annotated[int, typer.Option(min=1, help="Steps of the image model.")] = 2200,
     video_steps: Annotated[
         int, typer.Option(min=1, help="Steps of the video model, and of its control.")
-    ] = 700,
+    ] = 400,
     topk: Annotated[int, typer.Option(min=0, help="Tracks kept in a video.")] = 3,
-    pscore: Annotated[float, typer.Option(min=0.0, max=1.0, help="Least score kept.")] = 0.3,
+    pscore: Annotated[float, typer.Option(min=0.0, max=1.0, help="Least score kept.")] = 0.4,
     processes: Annotated[int, typer.Option(min=1, help="Processes of the image stage.")] = 2,
     overwrite: Overwrite = False,
     json: JsonFlag = False,
@@ -146,7 +146,11 @@ def plan(folder: Path, recipe: Recipe) -> list[Step]:
             models["image"],
             stills,
         ),
-        step("infer --weights {image} --frames {train} -o {raw}", raw, models["image"]),
+        step(
+            "infer --weights {image} --frames {train} --set row_score=0.1 -o {raw}",
+            raw,
+            models["image"],
+        ),
         step(
             f"train-image --data {{stills}} --preset tiny {further} {GENTLE} -o {{control}}",
             models["control"],

@@ -12,8 +12,8 @@ from pmvis_cli.console import get_console
 from pmvis_cli.options import Device, JsonFlag, Overwrite, Seed, Settings
 
 if TYPE_CHECKING:
+    from pmvis_core.run_folder import TrainJob
     from pmvis_core.systems.pmvis import RunConfig
-    from pmvis_core.train import TrainJob
 
 RunFolder = Annotated[
     Path, typer.Option("-o", "--output", metavar="RUN", help="Run folder; an unfinished resumes.")
@@ -86,9 +86,9 @@ def train_image(
 
     next: `pmvis infer --weights RUN --frames videos/ -o raw.tracks.jsonl`
     """
+    from pmvis_core.run_folder import TrainJob
     from pmvis_core.systems.pmvis import ImageStage
     from pmvis_core.systems.presets import IMAGE_PRESETS, find_preset
-    from pmvis_core.train import TrainJob
 
     resolved = resolve(find_preset(IMAGE_PRESETS, preset), config, settings, steps, print_config)
     stage = ImageStage(data, images, box_loss, freeze_mask_head)
@@ -140,9 +140,9 @@ def train_video(
     next: `pmvis infer --weights RUN --frames videos/ | pmvis eval --gt valid.json`
     """
     from pmvis_core.errors import UsageError
+    from pmvis_core.run_folder import TrainJob, preset_of
     from pmvis_core.systems.pmvis import VideoStage
     from pmvis_core.systems.presets import VIDEO_PRESETS, find_preset
-    from pmvis_core.train import TrainJob, preset_of
 
     if not mask_loss and not box_loss:
         raise UsageError("`--no-mask-loss` and `--no-box-loss` leave masks without any loss")
@@ -186,7 +186,8 @@ def run(job: TrainJob, overwrite: bool, dry_run: bool, json: bool) -> None:
     from dataclasses import replace
 
     from pmvis_core.devices import find_device
-    from pmvis_core.train import check_run_folder, clear_run_folder, plan, train
+    from pmvis_core.run_folder import clear_run_folder
+    from pmvis_core.train import plan, train
 
     console = get_console()
     job = replace(job, device=str(find_device(job.device)))
@@ -198,8 +199,7 @@ def run(job: TrainJob, overwrite: bool, dry_run: bool, json: bool) -> None:
             console.table(plan_table(facts), stdout=True)
         return
     if overwrite:
-        clear_run_folder(job.out)
-    check_run_folder(job)
+        clear_run_folder(job)
     train(job, console.progress)
     console.say(f"wrote {job.out}")
 

@@ -69,7 +69,7 @@ def view(
     console = get_console()
     source = open_tracks(tracks)
     names = {category.id: category.name for category in source.header.categories}
-    truth = None if gt is None else _read_truth(gt, names)
+    truth, names = (None, names) if gt is None else _read_truth(gt, names)
     chosen = choose(console.progress(source, "draw"), videos)
     groups = (_group(video, frames, truth, min_score) for video in chosen)
     if suffix in PICTURE_SUFFIXES:
@@ -107,20 +107,24 @@ def choose(videos: Iterable[VideoTracks], wanted: str) -> Iterator[VideoTracks]:
         )
 
 
-def _read_truth(path: Path, names: dict[int, str]) -> dict[int, VideoTracks]:
-    """Read the truth by video id and check that it speaks of the same categories."""
+def _read_truth(path: Path, names: dict[int, str]) -> tuple[dict[int, VideoTracks], dict[int, str]]:
+    """Return the truth by video id, and the names of its categories and of the tracks'.
+
+    Raises:
+        DataError: an id means one category here and another there.
+    """
     from pmvis_core.errors import DataError
     from pmvis_core.formats.ytvis import open_tracks
 
     source = open_tracks(path)
     own = {category.id: category.name for category in source.header.categories}
-    if own != names:
-        differ = min(id_ for id_ in {*own, *names} if own.get(id_) != names.get(id_))
-        raise DataError(
-            f"`{path}` has another vocabulary: category {differ} is `{own.get(differ)}` there and "
-            f"`{names.get(differ)}` in the tracks"
-        )
-    return {video.video.id: video for video in source}
+    for number in sorted({*own} & {*names}):
+        if own[number] != names[number]:
+            raise DataError(
+                f"`{path}` has another vocabulary: category {number} is `{own[number]}` there and "
+                f"`{names[number]}` in the tracks"
+            )
+    return {video.video.id: video for video in source}, {**own, **names}
 
 
 def _group(

@@ -65,7 +65,8 @@ def save_model(
         "tracker": asdict(tracker),
         "categories": [asdict(category) for category in categories],
     }
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    # Clones: safetensors refuses tensors that share storage, as flat parameters do.
+    tensors = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
     with atomic_write(path, "wb") as stream:
         stream.write(save_bytes(tensors, {_METADATA_KEY: canonical_json(about)}))
 
@@ -127,8 +128,9 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ResourceError(
-            f"`{file}` is no checkpoint of plain tensors: {str(error).splitlines()[0]}",
+            f"`{file}` is no checkpoint of plain tensors: {reason}",
             "convert it to safetensors where you trust it; pmvis never runs code from a checkpoint",
         ) from error
     for key in ("model", "state_dict"):

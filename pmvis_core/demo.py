@@ -94,7 +94,7 @@ def _box_only_categories(path: Path) -> set[str]:
     """Return the names of the target categories that no mask was given for."""
     document = read_json(path, "category map")
     names = {c["id"]: c["name"] for c in document["categories"]}
-    masked = {target for target in document["sources"]["coco"]["map"].values()}
+    masked = {row["target_id"] for row in document["sources"]["coco"]["map"]}
     return {name for number, name in names.items() if number not in masked}
 
 

@@ -17,8 +17,10 @@ def find_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        raise ResourceError(f"no device `{name}`", "use auto, cpu, cuda or cuda:1") from error
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise ResourceError(f"no device `{name}`", "use auto, cpu, cuda or cuda:1")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ResourceError(
             f"device `{name}` is not here: {torch.cuda.device_count()} GPUs are usable",

@@ -119,6 +119,8 @@ def in_vocabulary(dataset: CocoDataset, target: Target) -> CocoDataset:
     evaluation needs them.
     """
     ids = match_source(target, COCO, dataset.categories).target_ids
+    if not ids:
+        logger.warning("not one category of the pictures is in the vocabulary `%s`", target.name)
     rows = tuple(
         replace(row, category_id=ids[row.category_id])
         for row in dataset.annotations

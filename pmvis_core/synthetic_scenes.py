@@ -39,13 +39,13 @@ class SynthConfig:
     """Training stills with boxes only."""
     val_stills: int = 60
     """Held-out stills."""
-    train_videos: int = 160
+    train_videos: int = 200
     """Unlabelled videos."""
     valid_videos: int = 100
     """Held-out labelled videos."""
     frames: int = 10
     """Frames of a video."""
-    gap: float = 1.5
+    gap: float = 2.0
     """How far the videos' look is from the stills'; 0 is the same look."""
     still_objects: tuple[int, int] = (1, 3)
     """Fewest and most objects of a still."""
@@ -53,7 +53,7 @@ class SynthConfig:
     """Fewest and most objects of a video."""
     still_radius: tuple[float, float] = (14.0, 30.0)
     """Pixels."""
-    video_radius: tuple[float, float] = (13.0, 25.0)
+    video_radius: tuple[float, float] = (16.0, 26.0)
     """Pixels, before the change of scale over time."""
     aspect: tuple[float, float] = (0.8, 1.2)
     """Width over height of an object."""

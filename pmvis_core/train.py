@@ -9,13 +9,13 @@ used, with ``processes > 1`` this module starts them itself.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
+import pickle
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,45 +32,27 @@ from pmvis_core.checkpoint import (
     save_model,
     transfer_weights,
 )
-from pmvis_core.config import TrainConfig, read_toml, to_toml
+from pmvis_core.config import TrainConfig
 from pmvis_core.datasets import annotation_ledger, batches
-from pmvis_core.errors import DataError, PmvisError, UsageError
-from pmvis_core.files import atomic_write, canonical_json, significant
+from pmvis_core.errors import DataError, PmvisError, ResourceError, UsageError
+from pmvis_core.files import atomic_write
+from pmvis_core.flat_parameters import FlatParameters
 from pmvis_core.losses import SetCriterion
 from pmvis_core.models.idol import IDOL, build_idol
 from pmvis_core.progress import Progress, silent
+from pmvis_core.run_folder import (
+    METRICS_FILE,
+    STATE_FILE,
+    MetricsLog,
+    TrainJob,
+    check_run_folder,
+    describe,
+)
 from pmvis_core.samples import ImageBatch, KeyReferencePair
-from pmvis_core.systems.pmvis import RunConfig, Samples, Stage
+from pmvis_core.systems.pmvis import RunConfig, Samples
 from pmvis_core.types import Supervision
 
 logger = logging.getLogger(__name__)
-
-STATE_FILE = "state.pt"
-CONFIG_FILE = "config.toml"
-METRICS_FILE = "metrics.jsonl"
-FACTS_FILE = "run.json"
-
-
-@dataclass(frozen=True)
-class TrainJob:
-    """Everything that decides a run's result."""
-
-    stage: Stage
-    """Samples and losses."""
-    config: RunConfig
-    """Numbers."""
-    out: Path
-    """The run folder."""
-    seed: int = 0
-    """Of weights, samples and negatives."""
-    init: Path | None = None
-    """A pmvis model to start from."""
-    init_backbone: Path | None = None
-    """Classification weights for the backbone."""
-    device: str = "cpu"
-    """Torch device."""
-    processes: int = 1
-    """Processes to start on this machine; on a CPU one thread each."""
 
 
 def train(job: TrainJob, progress: Progress = silent) -> None:
@@ -80,6 +62,7 @@ def train(job: TrainJob, progress: Progress = silent) -> None:
         DataError: a sample cannot be read, or the loss is no longer finite.
         ResourceError: initial weights are missing or do not fit, or a process failed.
     """
+    check_run_folder(job)
     if (job.out / MODEL_FILE).exists():
         logger.warning("`%s` is already trained; nothing to do", job.out)
         return
@@ -152,9 +135,9 @@ def _train_process(job: TrainJob, progress: Progress) -> None:
         )
     samples = job.stage.samples(job.config)
     run = _Run.start(job, samples)
-    log = _Log(job.out / METRICS_FILE, run.step, rank, job.config.train.log_every)
+    log = MetricsLog(job.out / METRICS_FILE, run.step, rank, job.config.train.log_every)
     if rank == 0:
-        _describe(job, samples, world)
+        describe(job, annotation_ledger(samples.source), world)
     stream = batches(
         samples.source,
         job.config.train.pairs_per_batch // world,
@@ -184,11 +167,12 @@ class _Run:
     optimizer: torch.optim.AdamW
     config: TrainConfig
     device: torch.device
-    average: dict[str, Tensor]
-    """Moving average of the weights; empty without one."""
+    flats: list[FlatParameters]
+    """What learns: the backbone, and everything else."""
+    averages: list[Tensor]
+    """Moving average of each flat tensor; empty without one."""
     step: int = 0
     """Steps done."""
-    trainable: list[torch.nn.Parameter] = field(default_factory=list)
 
     @classmethod
     def start(cls, job: TrainJob, samples: Samples) -> _Run:
@@ -207,17 +191,16 @@ class _Run:
                 parameter.requires_grad_(False)
         model.to(device).train()
         config = job.config.train
+        flats, optimizer = _optimizer(model, config)
         run = cls(
             model=model,
             criterion=job.stage.criterion(_scaled_reid(job.config), job.seed + rank),
-            optimizer=_optimizer(model, config),
+            optimizer=optimizer,
             config=config,
             device=device,
-            average={n: p.detach().clone() for n, p in model.named_parameters()}
-            if config.ema_decay
-            else {},
+            flats=flats,
+            averages=[flat.value.detach().clone() for flat in flats if config.ema_decay],
         )
-        run.trainable = [p for p in model.parameters() if p.requires_grad]
         state = job.out / STATE_FILE
         if state.exists():
             run.load_state(state)
@@ -233,10 +216,11 @@ class _Run:
             predictions.rows(0, count), predictions.rows(count, 2 * count), pairs, step
         )
         total = self.criterion.total(losses)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=False)
         total.backward()
         self._average_gradients()
-        norm = torch.nn.utils.clip_grad_norm_(self.trainable, self.config.clip_norm)
+        flat = [flat.value for flat in self.flats]
+        norm = torch.nn.utils.clip_grad_norm_(flat, self.config.clip_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(step) * group["factor"]
         self.optimizer.step()
@@ -265,48 +249,48 @@ class _Run:
         return config.learning_rate * warm * factor
 
     def _average_gradients(self) -> None:
-        """Average the gradients of all processes, as one flat message."""
+        """Average the gradients of all processes."""
         _, world = _rank_and_world()
         if world == 1:
             return
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.trainable]
-        flat = torch.cat([g.flatten() for g in gradients])
-        dist.all_reduce(flat)
-        flat /= world
-        parts = flat.split([g.numel() for g in gradients])
-        for parameter, part in zip(self.trainable, parts, strict=True):
-            parameter.grad = part.view_as(parameter)
+        for flat in self.flats:
+            dist.all_reduce(flat.gradient)
+            flat.gradient /= world
 
     def _update_average(self, step: int) -> None:
         """Move the average of the weights; early steps weigh more."""
-        if not self.average:
-            return
         decay = min(self.config.ema_decay, (1 + step) / (10 + step))
-        names, averages = zip(*self.average.items(), strict=True)
-        current = dict(self.model.named_parameters())
-        torch._foreach_lerp_(list(averages), [current[name].detach() for name in names], 1 - decay)
+        for flat, average in zip(self.flats, self.averages, strict=False):
+            average.lerp_(flat.value.detach(), 1 - decay)
 
     def weights(self) -> dict[str, Tensor]:
-        """Return what is saved: the averaged weights if there are any, and the buffers."""
-        return {**self.model.state_dict(), **self.average}
+        """Return what is saved: the averaged weights if there are any, and the rest."""
+        weights = dict(self.model.state_dict())
+        for flat, average in zip(self.flats, self.averages, strict=False):
+            weights.update(flat.views(average))
+        return weights
 
     def save_state(self, path: Path) -> None:
         """Write what a resumed run needs."""
         state = {
             "step": self.step,
             "model": self.model.state_dict(),
-            "average": self.average,
+            "averages": self.averages,
             "optimizer": self.optimizer.state_dict(),
         }
         with atomic_write(path, "wb") as stream:
             torch.save(state, stream)
 
     def load_state(self, path: Path) -> None:
-        """Continue from a written state."""
-        state = torch.load(path, map_location=self.device, weights_only=True)
+        """Continue from a written state; whatever else the file may be, no code of it is run."""
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            message = f"`{path}` is no state that pmvis wrote"
+            raise ResourceError(message, "remove it to begin the run anew") from error
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.average = state["average"]
+        self.averages = state["averages"]
         self.step = state["step"]
         logger.info("resumed at step %d", self.step)
 
@@ -330,65 +314,21 @@ def _scaled_reid(config: RunConfig) -> RunConfig:
     return replace(config, loss=loss)
 
 
-def _optimizer(model: IDOL, config: TrainConfig) -> torch.optim.AdamW:
+def _optimizer(model: IDOL, config: TrainConfig) -> tuple[list[FlatParameters], torch.optim.AdamW]:
     """Build AdamW; names with ``backbone`` learn slower, nothing is spared weight decay."""
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     groups = [
-        {"params": [p for n, p in named if "backbone" not in n], "factor": 1.0},
-        {
-            "params": [p for n, p in named if "backbone" in n],
-            "factor": config.backbone_rate_factor,
-        },
+        ([(n, p) for n, p in named if "backbone" not in n], 1.0),
+        ([(n, p) for n, p in named if "backbone" in n], config.backbone_rate_factor),
     ]
-    return torch.optim.AdamW(
-        groups, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+    flats = [(FlatParameters(group), factor) for group, factor in groups if group]
+    optimizer = torch.optim.AdamW(
+        [{"params": [flat.value], "factor": factor} for flat, factor in flats],
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        fused=True,
     )
-
-
-class _Log:
-    """Writes the mean losses of every few steps; a resumed run drops lines after its state."""
-
-    def __init__(self, path: Path, step: int, rank: int, every: int) -> None:
-        """Keep the lines up to ``step``; only the first process writes, ``every`` so many steps."""
-        self.path, self.rank, self.every = path, rank, every
-        self.sums: dict[str, float] = {}
-        self.count = 0
-        if rank == 0 and path.exists():
-            lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
-            kept = [line for line in lines if json.loads(line)["step"] <= step]
-            with atomic_write(path) as stream:
-                stream.writelines(f"{line}\n" for line in kept)
-
-    def add(self, step: int, losses: dict[str, float], rate: float) -> None:
-        """Take in a step's losses and write a line when it is due."""
-        for name, value in losses.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-        self.count += 1
-        if self.rank or (step + 1) % self.every:
-            return
-        means = {name: significant(value / self.count) for name, value in self.sums.items()}
-        with self.path.open("a") as stream:
-            line = {"step": step + 1, "learning_rate": significant(rate), **means}
-            stream.write(canonical_json(line) + "\n")
-        self.sums, self.count = {}, 0
-
-
-def _describe(job: TrainJob, samples: Samples, world: int) -> None:
-    """Write what went into the run."""
-    job.out.mkdir(parents=True, exist_ok=True)
-    with atomic_write(job.out / CONFIG_FILE) as stream:
-        stream.write(to_toml(job.config))
-    facts = {
-        "stage": job.stage.name,
-        "seed": job.seed,
-        "processes": world,
-        "device": job.device,
-        "torch": torch.__version__,
-        "annotations": annotation_ledger(samples.source),
-        "parameters": sum(p.numel() for p in build_idol(job.config.model, 1).parameters()),
-    }
-    with atomic_write(job.out / FACTS_FILE) as stream:
-        stream.write(json.dumps(facts, indent=1, sort_keys=True) + "\n")
+    return [flat for flat, _ in flats], optimizer
 
 
 def plan(job: TrainJob) -> dict[str, Any]:
@@ -432,48 +372,3 @@ def _terms(criterion: SetCriterion, kind: Supervision) -> list[str]:
     if criterion.box_loss == "all" or (criterion.box_loss == "box" and kind != Supervision.MASK):
         terms.append("BoxInst")
     return terms
-
-
-def preset_of(run: Path) -> str:
-    """Return the preset that a run folder was trained with, or the published one."""
-    written = run / CONFIG_FILE
-    return str(read_toml(written)["preset"]) if written.exists() else "resnet50"
-
-
-def clear_run_folder(folder: Path) -> None:
-    """Remove the files of a former run, and nothing else."""
-    for name in (MODEL_FILE, CONFIG_FILE, STATE_FILE, METRICS_FILE, FACTS_FILE):
-        (folder / name).unlink(missing_ok=True)
-
-
-def check_run_folder(job: TrainJob) -> None:
-    """Refuse to mix two runs in one folder.
-
-    Raises:
-        UsageError: the folder holds a run made with another config, or files of something else.
-    """
-    if not job.out.exists() or not any(job.out.iterdir()):
-        return
-    written = job.out / CONFIG_FILE
-    if not written.exists():
-        raise UsageError(f"`{job.out}` is not empty and holds no run", "give another `-o`")
-    ours = to_toml(job.config)
-    if written.read_text() != ours:
-        theirs = dict(_settings(written.read_text()))
-        changed = [
-            f"{name} {theirs.get(name)} there, {value} here"
-            for name, value in _settings(ours)
-            if theirs.get(name) != value
-        ]
-        raise UsageError(
-            f"`{job.out}` was made from other inputs ({CONFIG_FILE}: {'; '.join(changed[:3])})",
-            "give another `-o`, or `--overwrite`; to continue that run repeat its own config",
-        )
-
-
-def _settings(toml: str) -> Iterator[tuple[str, str]]:
-    """Yield the settings of our own flat TOML."""
-    for line in toml.splitlines():
-        name, equals, value = line.partition(" = ")
-        if equals:
-            yield name, value

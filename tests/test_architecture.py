@@ -14,14 +14,14 @@ ROOT = Path(__file__).resolve().parents[1]
 
 FLOORS: dict[int, frozenset[str]] = {
     5: frozenset(
-        "train infer refine filter evaluate evaluate_report report report_drawing synthetic "
-        "synthetic_scenes synthetic_shapes demo doctor".split()
+        "train run_folder infer refine filter evaluate evaluate_report report report_drawing "
+        "synthetic synthetic_scenes synthetic_shapes demo doctor".split()
     ),
     4: frozenset(["systems"]),
     3: frozenset("models checkpoint association".split()),
     2: frozenset(
         "nn matching weak_losses losses samples datasets streams stills augment propagation "
-        "bilateral devices".split()
+        "bilateral devices flat_parameters".split()
     ),
     1: frozenset(
         "masks ops formats tracks_io tracks_json video categories image_sets config".split()

@@ -19,12 +19,14 @@ from pmvis_core.formats.coco import (
     CocoAnnotation,
     CocoDataset,
     CocoImage,
+    StillVideos,
     as_coco,
     from_coco,
+    is_coco,
     read_coco,
     segmentation_to_rle,
 )
-from pmvis_core.types import Category
+from pmvis_core.types import Category, Supervision
 
 VALUE: dict[str, Any] = {
     "categories": [{"id": 3, "name": "car"}],
@@ -174,3 +176,35 @@ def test_real_files(shared: Path) -> None:
         merged = pycoco.merge(wanted) if isinstance(wanted, list) else wanted
         counts = merged["counts"]
         assert found["counts"] == (counts.decode() if isinstance(counts, bytes) else counts)
+
+
+def test_stills_become_videos_of_one_frame() -> None:
+    square = [[0, 0, 2, 0, 2, 2, 0, 2]]
+    rows = [
+        {"id": 4, "image_id": 7, "category_id": 3, "bbox": [0, 0, 2, 2], "segmentation": square},
+        {"id": 9, "image_id": 7, "category_id": 3, "bbox": [0, 0, 2, 2], "iscrowd": 1,
+         "segmentation": {"size": [4, 5], "counts": [0, 20]}},
+    ]  # fmt: skip
+    images = [{"id": 8, "file_name": "b/c.png", "height": 2, "width": 2}, VALUE["images"][0]]
+    value = {**VALUE, "images": images, "annotations": rows}
+    stills = StillVideos("x", from_coco(value, "x"))
+    empty, full = list(stills)
+    assert stills.header.categories == (Category(3, "car"),)
+    assert (empty.video.name, empty.video.file_names, empty.tracks) == ("c", ("b/c.png",), ())
+    (track,), (crowd,) = full.tracks, full.ignored
+    assert (full.video.id, full.video.length, track.id, crowd.id) == (7, 1, 4, 9)
+    assert (track.score, track.supervision) == (1.0, Supervision.MASK)
+    assert track.rles[0] is not None
+    assert masks.decode(track.rles[0])[:2, :2].all()
+    assert masks.area(track.rles[0]) == 4
+
+
+def test_stills_without_masks_are_no_videos() -> None:
+    with pytest.raises(DataError, match="x: annotation 1 has no mask"):
+        list(StillVideos("x", from_coco(VALUE, "x")))
+
+
+def test_coco_is_told_from_youtube_vis() -> None:
+    assert is_coco(VALUE)
+    assert not is_coco({**VALUE, "videos": []})
+    assert not is_coco([])

@@ -11,9 +11,10 @@ import torch
 
 from pmvis_core.checkpoint import MODEL_FILE, load_model
 from pmvis_core.errors import UsageError
+from pmvis_core.run_folder import STATE_FILE, TrainJob, check_run_folder, preset_of
 from pmvis_core.systems.pmvis import ImageStage, RunConfig, VideoStage
 from pmvis_core.systems.presets import IMAGE_PRESETS, VIDEO_PRESETS
-from pmvis_core.train import STATE_FILE, TrainJob, check_run_folder, plan, preset_of, train
+from pmvis_core.train import plan, train
 from tests.tiny_data import draw_tiny
 
 
@@ -121,6 +122,8 @@ def test_a_folder_of_another_run_is_refused(data: Path, tmp_path: Path) -> None:
     other: RunConfig = replace(job.config, train=replace(job.config.train, learning_rate=1.0))
     with pytest.raises(UsageError, match=r"learning_rate 0.002 there, 1.0 here"):
         check_run_folder(replace(job, config=other))
+    with pytest.raises(UsageError, match=r"seed 0 there, 1 here"):
+        check_run_folder(replace(job, seed=1))
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign/notes.txt").write_text("mine")
     with pytest.raises(UsageError, match="holds no run"):

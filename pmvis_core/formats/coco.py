@@ -97,9 +97,7 @@ class StillVideos:
             rows[row.image_id].append(row)
         for image in self.dataset.images:
             name = PurePosixPath(image.file_name)
-            info = VideoInfo(
-                image.id, name.stem, image.height, image.width, 1, (image.file_name,)
-            )
+            info = VideoInfo(image.id, name.stem, image.height, image.width, 1, (image.file_name,))
             crowds = [_track(row, info, self.name) for row in rows[image.id] if row.is_crowd]
             tracks = [_track(row, info, self.name) for row in rows[image.id] if not row.is_crowd]
             yield VideoTracks(info, tuple(tracks), tuple(crowds))

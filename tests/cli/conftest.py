@@ -18,6 +18,7 @@ from pmvis_cli.app import main
 from pmvis_core import masks
 from pmvis_core.tracks_io import TracksHeader, TracksWriter
 from pmvis_core.types import Category, Track, VideoInfo, VideoTracks
+from tests.tiny_data import draw_tiny
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -106,3 +107,21 @@ def tracks_file(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / name
 
     return write
+
+
+EASY = "select_score=0 init_score=0 new_score=1 match_score=0.1 row_score=0.02"
+"""Thresholds under which a model of two steps has some tracks, through several frames."""
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the drawn benchmark, its map, and a model of two steps in ``run``.
+
+    Tests read it and write elsewhere.
+    """
+    folder = draw_tiny(tmp_path_factory.mktemp("tiny"))
+    words = ["-q", "train-image", "--data", f"{folder}/maps/train_image.json", "--preset", "tiny"]
+    words += ["--device", "cpu", "--steps", "2", "--set", "train.pairs_per_batch=2"]
+    words += [w for setting in EASY.split() for w in ("--set", f"tracker.{setting}")]
+    assert main([*words, "-o", f"{folder}/run"]) == 0
+    return folder

@@ -95,3 +95,52 @@ def test_bad_input_leaves_no_output(pmvis: Run, tmp_path: Path) -> None:
     assert not out.exists()
     done = pmvis("convert", tmp_path / "a.tracks.jsonl", "--to", "coco", "-o", out)
     assert (done.code, "`dataset`" in done.err) == (2, True)
+
+
+@pytest.fixture
+def stills(tmp_path: Path) -> Path:
+    """Return COCO instances: a dog and a crowd of cats in one picture, nothing in another."""
+    crowd = {"size": [4, 5], "counts": [0, 20]}
+    value = {
+        "categories": [{"id": 18, "name": "dog"}, {"id": 17, "name": "cat"}],
+        "images": [
+            {"id": 3, "file_name": "a.jpg", "height": 4, "width": 5},
+            {"id": 5, "file_name": "b.jpg", "height": 4, "width": 5},
+        ],
+        "annotations": [
+            {"id": 1, "image_id": 3, "category_id": 18, "bbox": [0, 0, 2, 2], "iscrowd": 0,
+             "segmentation": [[0, 0, 2, 0, 2, 2, 0, 2]]},
+            {"id": 2, "image_id": 3, "category_id": 17, "bbox": [0, 0, 5, 4], "iscrowd": 1,
+             "segmentation": crowd},
+        ],
+    }  # fmt: skip
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(value))
+    return path
+
+
+def test_stills_become_a_dataset(pmvis: Run, stills: Path, tmp_path: Path) -> None:
+    out = tmp_path / "stills.json"
+    assert pmvis("convert", stills, "--to", "dataset", "-o", out).code == 0
+    found = json.loads(out.read_text())
+    assert [v["file_names"] for v in found["videos"]] == [["a.jpg"], ["b.jpg"]]
+    assert [(r["video_id"], r["category_id"], r["iscrowd"]) for r in found["annotations"]] == [
+        (3, 18, 0),
+        (3, 17, 1),
+    ]
+    assert "score" not in found["annotations"][0]
+    piped = pmvis("convert", "--to", "dataset", stdin=stills.read_bytes())
+    assert json.loads(piped.out) == found
+    done = pmvis("eval", out, "--gt", out, "--json")
+    assert json.loads(done.out)["AP"] == pytest.approx(1.0)
+
+
+def test_stills_in_a_target_vocabulary(pmvis: Run, stills: Path, tmp_path: Path) -> None:
+    target, out = tmp_path / "t.toml", tmp_path / "stills.json"
+    target.write_text('categories = ["fox", "dogs"]')
+    words = ("convert", stills, "--target", target, "--to", "dataset", "-o", out)
+    assert pmvis(*words).code == 0
+    found = json.loads(out.read_text())
+    assert [c["name"] for c in found["categories"]] == ["fox", "dogs"]
+    assert [r["category_id"] for r in found["annotations"]] == [2]
+    assert len(found["videos"]) == 2

@@ -132,6 +132,21 @@ def test_the_same_inputs_give_the_same_bytes(pmvis: Run, tmp_path: Path, coco: P
     assert files[0] == files[1]
 
 
+def test_hidden_masks(pmvis: Run, tmp_path: Path, coco: Path, boxes: Path) -> None:
+    words = ["map-categories", "--target", "ytvis2019", "--coco", coco, "--imagenet-bbox", boxes]
+    done = pmvis(*words, "--hide-masks", "2", "-o", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert "1 images of COCO are box-only: their masks were hidden" in done.out
+    rows = read_coco(tmp_path / "out" / "train_image.json").annotations
+    # pictures 2 and 4 of four lose their masks, and the toothbrush of picture 4 has no target
+    assert [row.segmentation is None for row in rows] == [False, True, False, True]
+    assert [row.area for row in rows[:3]] == [12.5, 25, 12.5]
+    sources = json.loads((tmp_path / "out" / "categories.json").read_text())["sources"]
+    assert [sources[kind]["hidden_mask_images"] for kind in ("coco", "imagenet")] == [1, 0]
+    plain = pmvis(*words, "-o", tmp_path / "plain")
+    assert "hidden" not in plain.out
+
+
 def test_strict(pmvis: Run, tmp_path: Path, coco: Path) -> None:
     words = ["map-categories", "--coco", coco, "--strict"]
     done = pmvis(*words, "--target", "ytvis2019", "-o", tmp_path / "a")

@@ -130,6 +130,9 @@ def test_missing_and_broken_frames_are_data_errors(pmvis, folder, tmp_path):
 def test_a_truth_of_other_categories_or_videos_is_a_data_error(pmvis, folder, tmp_path):
     data = json.loads((folder / "videos" / "valid.json").read_text())
     words = ("view", folder / "x.tracks.jsonl", "--frames", folder / "videos" / "valid.json")
+    more = {**data, "categories": [*data["categories"], {"id": 99, "name": "unseen"}]}
+    (tmp_path / "gt.json").write_text(json.dumps(more))
+    assert pmvis(*words, "--gt", tmp_path / "gt.json", "-o", tmp_path / "more.png").code == 0
     renamed = {**data, "categories": [{**c, "name": f"x{c['id']}"} for c in data["categories"]]}
     fewer = {**data, "videos": data["videos"][1:]}
     fewer["annotations"] = [row for row in data["annotations"] if row["video_id"] != 1]

@@ -1,0 +1,184 @@
+"""A run folder: what it holds, and that two runs never mix in one.
+
+``config.toml`` is what was resolved, ``run.json`` what went in, ``metrics.jsonl`` the losses,
+``state.pt`` what resumes an unfinished run, and ``model.safetensors``, which appears last, the
+result.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pmvis_core.checkpoint import MODEL_FILE
+from pmvis_core.config import read_toml, to_toml
+from pmvis_core.errors import UsageError
+from pmvis_core.files import atomic_write, canonical_json, digest_file, read_json, significant
+from pmvis_core.systems.pmvis import RunConfig, Stage
+
+STATE_FILE = "state.pt"
+CONFIG_FILE = "config.toml"
+METRICS_FILE = "metrics.jsonl"
+FACTS_FILE = "run.json"
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """Everything that decides a run's result."""
+
+    stage: Stage
+    """Samples and losses."""
+    config: RunConfig
+    """Numbers."""
+    out: Path
+    """The run folder."""
+    seed: int = 0
+    """Of weights, samples and negatives."""
+    init: Path | None = None
+    """A pmvis model to start from."""
+    init_backbone: Path | None = None
+    """Classification weights for the backbone."""
+    device: str = "cpu"
+    """Torch device."""
+    processes: int = 1
+    """Processes to start on this machine; on a CPU one thread each."""
+
+
+def preset_of(run: Path) -> str:
+    """Return the preset that a run folder was trained with, or the published one."""
+    written = run / CONFIG_FILE
+    return str(read_toml(written)["preset"]) if written.exists() else "resnet50"
+
+
+def clear_run_folder(job: TrainJob) -> None:
+    """Remove the files of a former run, and nothing else; the folder is this run's from then on.
+
+    Raises:
+        UsageError: see `check_run_folder`; then nothing is removed.
+    """
+    if _holds_run(job.out):
+        for name in (MODEL_FILE, STATE_FILE, METRICS_FILE, FACTS_FILE):
+            (job.out / name).unlink(missing_ok=True)
+        _write_config(job)
+
+
+def check_run_folder(job: TrainJob) -> None:
+    """Refuse to mix two runs in one folder.
+
+    Raises:
+        UsageError: the folder holds a run made with another config or from other inputs, or only
+            something else.
+    """
+    if not _holds_run(job.out):
+        return
+    written = (job.out / CONFIG_FILE).read_text()
+    changed = _changes(dict(_settings(written)), dict(_settings(to_toml(job.config))))
+    where = CONFIG_FILE
+    if not changed and (job.out / FACTS_FILE).exists():
+        facts = read_json(job.out / FACTS_FILE, "run record")
+        changed, where = _changes(facts.get("inputs", {}), inputs_of(job)), FACTS_FILE
+    if changed:
+        raise UsageError(
+            f"`{job.out}` was made from other inputs ({where}: {'; '.join(changed[:3])})",
+            "give another `-o`, or `--overwrite`; to continue that run repeat its own config",
+        )
+
+
+def inputs_of(job: TrainJob) -> dict[str, Any]:
+    """Return what goes into a run besides its config: the seed, options, and digests of files."""
+    facts: dict[str, Any] = {"stage": job.stage.name, "seed": job.seed}
+    given = {**vars(job.stage), "init": job.init, "init_backbone": job.init_backbone}
+    for name, value in given.items():
+        if not isinstance(value, Path):
+            facts[name] = value
+        elif name not in ("frames", "images"):
+            file = value / MODEL_FILE if value.is_dir() else value
+            facts[name] = digest_file(file) if file.is_file() else "absent"
+    return facts
+
+
+def _changes(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """Return what differs, in words."""
+    return [
+        f"{name} {theirs.get(name)} there, {value} here"
+        for name, value in ours.items()
+        if theirs.get(name) != value
+    ]
+
+
+def _holds_run(folder: Path) -> bool:
+    """Tell a folder with a run from an empty or absent one, and refuse anything else."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"`{folder}` is a file, expected a run folder", "give another `-o`")
+    if not folder.exists() or not any(folder.iterdir()):
+        return False
+    if not (folder / CONFIG_FILE).exists():
+        raise UsageError(f"`{folder}` is not empty and holds no run", "give another `-o`")
+    return True
+
+
+def _settings(toml: str) -> Iterator[tuple[str, str]]:
+    """Yield the settings of our own flat TOML."""
+    for line in toml.splitlines():
+        name, equals, value = line.partition(" = ")
+        if equals:
+            yield name, value
+
+
+def describe(job: TrainJob, ledger: Mapping[str, Any], world: int) -> None:
+    """Write ``config.toml`` and ``run.json``.
+
+    Args:
+        job: the run.
+        ledger: the annotations that go into it (`annotation_ledger`).
+        world: number of processes.
+    """
+    facts = {
+        "inputs": inputs_of(job),
+        "annotations": ledger,
+        "processes": world,
+        "device": job.device,
+        "torch": torch.__version__,
+    }
+    with atomic_write(job.out / FACTS_FILE) as stream:
+        stream.write(json.dumps(facts, indent=1, sort_keys=True) + "\n")
+    _write_config(job)
+
+
+def _write_config(job: TrainJob) -> None:
+    """Write what marks a folder as this run's."""
+    with atomic_write(job.out / CONFIG_FILE) as stream:
+        stream.write(to_toml(job.config))
+
+
+class MetricsLog:
+    """Writes the mean losses of every few steps; a resumed run drops lines after its state."""
+
+    def __init__(self, path: Path, step: int, rank: int, every: int) -> None:
+        """Keep the lines up to ``step``; only the first process writes, ``every`` so many steps."""
+        self.path, self.rank, self.every = path, rank, every
+        self.sums: dict[str, float] = {}
+        self.count = 0
+        if rank == 0 and path.exists():
+            lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
+            kept = [line for line in lines if json.loads(line)["step"] <= step]
+            with atomic_write(path) as stream:
+                stream.writelines(f"{line}\n" for line in kept)
+
+    def add(self, step: int, losses: dict[str, float], rate: float) -> None:
+        """Take in a step's losses and write a line when it is due."""
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.count += 1
+        if self.rank or (step + 1) % self.every:
+            return
+        means = {name: significant(value / self.count) for name, value in self.sums.items()}
+        with self.path.open("a") as stream:
+            line = {"step": step + 1, "learning_rate": significant(rate), **means}
+            stream.write(canonical_json(line) + "\n")
+        self.sums, self.count = {}, 0
