@@ -22,7 +22,7 @@ def synth(
             "--gap",
             min=0.0,
             max=5.0,
-            help="How far the videos' look is from the stills': 0 is the same, 2 the default.",
+            help="How far the videos' look is from the stills': 0 is the same, 1.75 the default.",
         ),
     ] = None,
     train_videos: Annotated[

@@ -45,7 +45,7 @@ class SynthConfig:
     """Held-out labelled videos."""
     frames: int = 10
     """Frames of a video."""
-    gap: float = 2.0
+    gap: float = 1.75
     """How far the videos' look is from the stills'; 0 is the same look."""
     still_objects: tuple[int, int] = (1, 3)
     """Fewest and most objects of a still."""

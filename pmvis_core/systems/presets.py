@@ -114,7 +114,7 @@ IMAGE_PRESETS = {
 """Presets of `train-image`."""
 
 _VIDEO_CHANGES = {
-    "tiny": replace(_TINY.train, steps=400, learning_rate=5e-4, warmup_steps=50),
+    "tiny": replace(_TINY.train, steps=450, learning_rate=7e-4, warmup_steps=50, image_share=0.5),
     "mobilenet_v2": replace(_MOBILE.train, steps=6000, learning_rate=2e-4),
 }
 
