@@ -154,7 +154,7 @@ def plan(folder: Path, recipe: Recipe) -> list[Step]:
             stills,
         ),
         step(
-            "infer --weights {image} --frames {train} --set row_score=0.1 -o {raw}",
+            "infer --weights {image} --frames {train} --set row_score=0.2 -o {raw}",
             raw,
             models["image"],
         ),
