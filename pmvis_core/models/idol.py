@@ -108,7 +108,8 @@ class IDOL(nn.Module):
         """Predict for every frame of a batch."""
         maps, paddings = self._project(images)
         memory = Memory.of(paddings, bool(images.padding.any()))
-        encoded = self.transformer.encode(maps, [self.position(p) for p in paddings], memory)
+        positions = [self.position(padding, memory.any_padding) for padding in paddings]
+        encoded = self.transformer.encode(maps, positions, memory)
         decoded = self.transformer.decode(self.query_embed.weight, encoded, memory, self.bbox_embed)
         logits = torch.stack(
             [head(state) for head, state in zip(self.class_embed, decoded.states, strict=True)]

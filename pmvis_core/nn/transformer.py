@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import cast
 
 import torch
@@ -30,16 +31,38 @@ class SinePosition(nn.Module):
         super().__init__()
         self.axis_dim = dim // 2
 
-    def forward(self, padding: Tensor) -> Tensor:
-        """Return (B, dim, H, W) encodings, y before x, for a (B, H, W) bool padding mask."""
-        inside = (~padding).float()
-        y, x = inside.cumsum(1), inside.cumsum(2)
-        y = (y - 0.5) / (y[:, -1:] + 1e-6) * 2 * math.pi
-        x = (x - 0.5) / (x[:, :, -1:] + 1e-6) * 2 * math.pi
-        exponent = torch.arange(self.axis_dim, device=padding.device) // 2 * 2 / self.axis_dim
-        angles = torch.stack((y, x), dim=1)[..., None] / TEMPERATURE**exponent
-        waves = torch.stack((angles[..., 0::2].sin(), angles[..., 1::2].cos()), dim=-1)
-        return waves.flatten(-2).permute(0, 1, 4, 2, 3).flatten(1, 2)
+    def forward(self, padding: Tensor, any_padding: bool) -> Tensor:
+        """Return (B, dim, H, W) encodings, y before x.
+
+        Args:
+            padding: (B, H, W) bool mask.
+            any_padding: whether the batch has any; without it, all frames share one encoding.
+        """
+        if any_padding:
+            return sine_encoding(padding, self.axis_dim)
+        height, width = padding.shape[1:]
+        shared = _unpadded_encoding(height, width, self.axis_dim, padding.device)
+        return shared.expand(len(padding), -1, -1, -1)
+
+
+def sine_encoding(padding: Tensor, axis_dim: int) -> Tensor:
+    """Encode a (B, H, W) padding mask as (B, 2 axis_dim, H, W)."""
+    inside = (~padding).float()
+    y, x = inside.cumsum(1), inside.cumsum(2)
+    y = (y - 0.5) / (y[:, -1:] + 1e-6) * 2 * math.pi
+    x = (x - 0.5) / (x[:, :, -1:] + 1e-6) * 2 * math.pi
+    exponent = torch.arange(axis_dim, device=padding.device) // 2 * 2 / axis_dim
+    angles = torch.stack((y, x), dim=1)[..., None] / TEMPERATURE**exponent
+    waves = torch.stack((angles[..., 0::2].sin(), angles[..., 1::2].cos()), dim=-1)
+    return waves.flatten(-2).permute(0, 1, 4, 2, 3).flatten(1, 2)
+
+
+@lru_cache(maxsize=8)
+def _unpadded_encoding(height: int, width: int, axis_dim: int, device: torch.device) -> Tensor:
+    """Return the (1, 2 axis_dim, H, W) encoding of a frame without padding."""
+    with torch.inference_mode(False):
+        empty = torch.zeros(1, height, width, dtype=torch.bool, device=device)
+        return sine_encoding(empty, axis_dim)
 
 
 class MultiScaleDeformableAttention(nn.Module):
