@@ -7,7 +7,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -20,8 +20,52 @@ from pmvis_cli.options import JsonFlag, Overwrite, Seed
 MODELS = ("image", "video", "control")
 LABELS = ("raw", "refined", "kept")
 MODEL_FILE = "model.safetensors"
+FURTHER = "--init {image} --steps {video_steps} --seed {seed}"
 GENTLE = "--set train.learning_rate=7e-4 --set train.warmup_steps=50"
 """What the control shares with the video stage's preset."""
+COMMANDS = (
+    ("synth -o {data} --seed {seed} --gap {gap}", "drawn", ""),
+    (
+        "map-categories --target {data}/target.json --coco {data}/coco/instances_train.json"
+        " --imagenet-bbox {data}/imagenet/Annotations -o {maps}",
+        "stills",
+        "drawn",
+    ),
+    (
+        "train-image --data {stills} --preset tiny --steps {image_steps} --seed {seed}"
+        " --processes {processes} -o {image}",
+        "image_weights",
+        "stills",
+    ),
+    (
+        "infer --weights {image} --frames {train} --set row_score=0.2 -o {raw}",
+        "raw",
+        "image_weights",
+    ),
+    (
+        f"train-image --data {{stills}} --preset tiny {FURTHER} {GENTLE} -o {{control}}",
+        "control_weights",
+        "image_weights",
+    ),
+    ("refine {raw} --frames {train} -o {refined}", "refined", "raw"),
+    (
+        "filter {refined} --topk {topk} --pscore {pscore} --overlap 0.5 -o {kept}",
+        "kept",
+        "refined",
+    ),
+    (
+        f"train-video --pseudo {{kept}} --frames {{train}} --data {{stills}} {FURTHER}"
+        " -o {video}",
+        "video_weights",
+        "kept",
+    ),
+)
+"""Command, what it makes, and what it needs; names in braces are files and numbers of the demo."""
+MEASUREMENTS = (
+    ("infer --weights {run} --frames {valid} -o {tracks}", "tracks", "run_weights"),
+    ("eval {tracks} --gt {valid} -o {metrics}", "metrics", "tracks"),
+)
+"""The same, for each model."""
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
@@ -126,63 +170,34 @@ def open_folder(folder: Path, recipe: Recipe, overwrite: bool) -> None:
 
 def plan(folder: Path, recipe: Recipe) -> list[Step]:
     """Return the commands in an order in which they can run."""
-    data, maps = folder / "data", folder / "maps"
-    train, valid = data / "videos/train.json", data / "videos/valid.json"
-    stills = maps / "train_image.json"
-    raw, refined, kept = (folder / f"{name}.tracks.jsonl" for name in LABELS)
-    models = {name: folder / name / MODEL_FILE for name in MODELS}
-    words = {"data": data, "maps": maps, "train": train, "valid": valid, "stills": stills}
-    words |= {"raw": raw, "refined": refined, "kept": kept, **vars(recipe)}
-    words |= {name: folder / name for name in MODELS}
-
-    def step(command: str, product: Path, *needs: Path) -> Step:
-        return Step(tuple(w.format(**words) for w in command.split()), product, needs)
-
-    further = "--init {image} --steps {video_steps} --seed {seed}"
+    places = {
+        "data": folder / "data",
+        "maps": folder / "maps",
+        "drawn": folder / "data/synth.json",
+        "stills": folder / "maps/train_image.json",
+        "train": folder / "data/videos/train.json",
+        "valid": folder / "data/videos/valid.json",
+        **{name: folder / f"{name}.tracks.jsonl" for name in LABELS},
+        **{name: folder / name for name in MODELS},
+        **{f"{name}_weights": folder / name / MODEL_FILE for name in MODELS},
+    }
     steps = [
-        step("synth -o {data} --seed {seed} --gap {gap}", data / "synth.json"),
-        step(
-            "map-categories --target {data}/target.json --coco {data}/coco/instances_train.json"
-            " --imagenet-bbox {data}/imagenet/Annotations -o {maps}",
-            stills,
-            data / "synth.json",
-        ),
-        step(
-            "train-image --data {stills} --preset tiny --steps {image_steps} --seed {seed}"
-            " --processes {processes} -o {image}",
-            models["image"],
-            stills,
-        ),
-        step(
-            "infer --weights {image} --frames {train} --set row_score=0.2 -o {raw}",
-            raw,
-            models["image"],
-        ),
-        step(
-            f"train-image --data {{stills}} --preset tiny {further} {GENTLE} -o {{control}}",
-            models["control"],
-            models["image"],
-        ),
-        step("refine {raw} --frames {train} -o {refined}", refined, raw),
-        step(
-            "filter {refined} --topk {topk} --pscore {pscore} --overlap 0.5 -o {kept}",
-            kept,
-            refined,
-        ),
-        step(
-            f"train-video --pseudo {{kept}} --frames {{train}} --data {{stills}} {further}"
-            " -o {video}",
-            models["video"],
-            kept,
-        ),
+        make_step(command, product, needs, {**places, **vars(recipe)})
+        for command, product, needs in COMMANDS
     ]
-    for name, model in models.items():
-        words |= {"tracks": folder / f"{name}.tracks.jsonl", "run": model.parent}
-        words |= {"metrics": folder / f"{name}.metrics.json"}
-        tracks, metrics = Path(words["tracks"]), Path(words["metrics"])
-        steps.append(step("infer --weights {run} --frames {valid} -o {tracks}", tracks, model))
-        steps.append(step("eval {tracks} --gt {valid} -o {metrics}", metrics, tracks))
+    for name in MODELS:
+        places["run"], places["run_weights"] = places[name], places[f"{name}_weights"]
+        places["tracks"] = folder / f"{name}.tracks.jsonl"
+        places["metrics"] = folder / f"{name}.metrics.json"
+        steps += [make_step(*row, places) for row in MEASUREMENTS]
     return steps
+
+
+def make_step(command: str, product: str, needs: str, words: Mapping[str, object]) -> Step:
+    """Fill in a row of `COMMANDS` or `MEASUREMENTS`."""
+    arguments = tuple(word.format(**words) for word in command.split())
+    paths = [Path(str(words[name])) for name in (product, *needs.split())]
+    return Step(arguments, paths[0], tuple(paths[1:]))
 
 
 def run(steps: Sequence[Step], workers: int, console: Console) -> None:

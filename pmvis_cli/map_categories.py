@@ -24,25 +24,35 @@ NAMED = 5
 TITLES = {"coco": "COCO", "imagenet": "ImageNet-bbox"}
 
 
+BoxSource = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR|JSON", help="Boxes only: a folder of VOC XML, or COCO-style JSON."),
+]
+HideMasks = Annotated[
+    int,
+    typer.Option(
+        metavar="N",
+        min=0,
+        help="Hide the masks of every N-th picture of --coco: more box-only data; 0: none.",
+    ),
+]
+TargetName = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME|FILE", help="ytvis2019, ytvis2021, ovis, or a JSON or TOML vocabulary."
+    ),
+]
+
+
 def map_categories(
-    target: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME|FILE", help="ytvis2019, ytvis2021, ovis, or a JSON or TOML vocabulary."
-        ),
-    ],
+    target: TargetName,
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for the two files.")
     ],
     coco: Annotated[
         Path | None, typer.Option(metavar="JSON", help="COCO instances, with masks.")
     ] = None,
-    imagenet_bbox: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR|JSON", help="Boxes only: a folder of VOC XML, or COCO-style JSON."
-        ),
-    ] = None,
+    imagenet_bbox: BoxSource = None,
     coco_images: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Pictures of --coco, if not beside it.")
     ] = None,
@@ -53,14 +63,7 @@ def map_categories(
     custom: Annotated[
         bool, typer.Option("--custom", help="Match by names instead of the target's own maps.")
     ] = False,
-    hide_masks: Annotated[
-        int,
-        typer.Option(
-            metavar="N",
-            min=0,
-            help="Hide the masks of every N-th picture of --coco: more box-only data; 0: none.",
-        ),
-    ] = 0,
+    hide_masks: HideMasks = 0,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit 1 if a target category has no annotation.")
     ] = False,

@@ -13,6 +13,35 @@ if TYPE_CHECKING:
     from pmvis_core.refine import RefineCounts
 
 
+Snap = Annotated[
+    float,
+    typer.Option(
+        "--snap",
+        metavar="IOU",
+        help="Keep the track's own mask where its IoU with the propagated one is above this, "
+        "and restart from it (departs from the paper); 1 never does.",
+    ),
+]
+Overlap = Annotated[
+    str,
+    typer.Option(
+        "--overlap",
+        metavar="independent|argmax|score",
+        help="Whom a pixel belongs to that several instances claim: all of them, the most "
+        "probable, or the best-scored.",
+    ),
+]
+Cycle = Annotated[
+    float,
+    typer.Option(
+        "--cycle",
+        metavar="IOU",
+        help="Take out frames from which the way back finds the start with less than this; "
+        "0 checks none. Twice the time, and rarely worth it with `flow`.",
+    ),
+]
+
+
 def refine(
     tracks: InputTracks = STDIO_PATH,
     *,
@@ -22,24 +51,8 @@ def refine(
         str,
         typer.Option("--method", metavar="flow|deaot", help="`flow` needs no weights."),
     ] = "flow",
-    snap: Annotated[
-        float,
-        typer.Option(
-            "--snap",
-            metavar="IOU",
-            help="Keep the track's own mask where its IoU with the propagated one is above this, "
-            "and restart from it (departs from the paper); 1 never does.",
-        ),
-    ] = 0.5,
-    overlap: Annotated[
-        str,
-        typer.Option(
-            "--overlap",
-            metavar="independent|argmax|score",
-            help="Whom a pixel belongs to that several instances claim: all of them, the most "
-            "probable, or the best-scored.",
-        ),
-    ] = "independent",
+    snap: Snap = 0.5,
+    overlap: Overlap = "independent",
     min_area: Annotated[
         int, typer.Option("--min-area", metavar="PIXELS", help="A smaller mask counts as none.")
     ] = 16,
@@ -51,15 +64,7 @@ def refine(
             help="Take out frames whose area jumps by more than this; 0 takes out none.",
         ),
     ] = 4.0,
-    cycle: Annotated[
-        float,
-        typer.Option(
-            "--cycle",
-            metavar="IOU",
-            help="Take out frames from which the way back finds the start with less than this; "
-            "0 checks none. Twice the time, and rarely worth it with `flow`.",
-        ),
-    ] = 0.0,
+    cycle: Cycle = 0.0,
     short_edge: Annotated[
         int,
         typer.Option(
