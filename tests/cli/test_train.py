@@ -13,6 +13,8 @@ import pytest
 
 from pmvis_cli.app import load_command
 from pmvis_core.checkpoint import load_model
+from pmvis_core.config import read_toml
+from pmvis_core.systems.presets import VIDEO_PRESETS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -155,8 +157,9 @@ def test_the_video_stage_goes_on_from_a_model(video: Run, tiny: Path, tmp_path: 
     out = tmp_path / "run"
     done = video("--steps", "1", "--set", "train.log_every=1", "-o", out)
     assert done.code == 0, done.err
-    config = tomllib.loads((out / "config.toml").read_text())
-    assert (config["preset"], config["train"]["learning_rate"]) == ("tiny", 0.0005)
+    config = read_toml(out / "config.toml")
+    rate = VIDEO_PRESETS["tiny"].train.learning_rate
+    assert (config["preset"], config["train"]["learning_rate"]) == ("tiny", rate)
     assert {"loss_mask", "loss_prj"} <= set(json.loads((out / "metrics.jsonl").read_text()))
     assert load_model(out).categories == load_model(tiny / "run").categories
     assert json.loads((out / "run.json").read_text())["inputs"]["stage"] == "video"
