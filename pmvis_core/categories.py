@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -21,6 +20,7 @@ from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
 
+from pmvis_core.config import read_toml
 from pmvis_core.errors import DataError, UsageError
 from pmvis_core.files import read_json
 from pmvis_core.types import Category
@@ -121,7 +121,8 @@ def load_target(spec: str) -> Target:
             f"no target vocabulary `{spec}`." + (f" Did you mean `{near[0]}`?" if near else ""),
             f"give one of {', '.join(BUILTIN_TARGETS)}, or a JSON or TOML file",
         )
-    value = _read_toml(path) if path.suffix == ".toml" else read_json(path, "target vocabulary")
+    read = read_toml if path.suffix == ".toml" else read_json
+    value = read(path, "target vocabulary")
     return _target_from(value, path.stem, str(path))
 
 
@@ -261,23 +262,6 @@ def _tables() -> dict[str, Any]:
     text = package_files("pmvis_core").joinpath("category_tables.json").read_text("utf-8")
     tables: dict[str, Any] = json.loads(text)
     return tables
-
-
-def _read_toml(path: Path) -> Any:
-    """Read a TOML file.
-
-    Raises:
-        DataError: it is not TOML.
-    """
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise DataError(f"target vocabulary `{path}` is not valid TOML: {error}") from error
 
 
 def _target_from(value: Any, name: str, where: str) -> Target:

@@ -251,8 +251,12 @@ def _typed(value: Any, current: Any, where: str) -> Any:
     return value
 
 
-def read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path, what: str = "config") -> dict[str, Any]:
     """Read a TOML file.
+
+    Args:
+        path: the file.
+        what: how a message calls it.
 
     Raises:
         DataError: it is missing or not TOML.
@@ -260,9 +264,9 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise DataError(f"config `{path}` does not exist", "check the path") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"config `{path}` is not TOML: {error}") from error
+        raise DataError(f"{what} `{path}` does not exist", "check the path") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise DataError(f"{what} `{path}` is not valid TOML: {error}") from error
 
 
 def to_toml(config: Any, origins: Mapping[str, str] | None = None, section: str = "") -> str:

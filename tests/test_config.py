@@ -93,7 +93,7 @@ def test_presets_are_found_by_either_spelling_and_near_misses_are_suggested() ->
 
 def test_broken_toml_is_bad_data(tmp_path: Path) -> None:
     (tmp_path / "x.toml").write_text("a = = 1")
-    with pytest.raises(DataError, match="is not TOML"):
+    with pytest.raises(DataError, match="is not valid TOML"):
         read_toml(tmp_path / "x.toml")
 
 
