@@ -27,7 +27,6 @@ from pmvis_cli.console import Console, get_console, set_console
 from pmvis_core import __version__
 from pmvis_core.errors import PmvisError, ResourceError, UsageError
 
-EXIT_BUG = 70
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
 from pmvis_cli.console import get_console
 from pmvis_cli.options import STDIO_PATH, Device, FramesPath, OutputPath, Resume, Settings, Shard
 
+Video = TypeVar("Video")
 Weights = Annotated[
     Path,
     typer.Option("--weights", metavar="RUN", help="Run folder, or a `model.safetensors` of pmvis."),
@@ -69,7 +70,7 @@ def infer(
             writer.write(infer_video(checkpoint, video, target))
 
 
-def shard_of(videos: list, shard: str) -> list:  # type: ignore[type-arg]
+def shard_of(videos: list[Video], shard: str) -> list[Video]:
     """Return every n-th video of ``i/n``, counting from 1; shards concatenate with `cat`.
 
     Raises:

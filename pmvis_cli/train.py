@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,8 @@ from pmvis_cli.console import get_console
 from pmvis_cli.options import Device, JsonFlag, Overwrite, Seed, Settings
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from pmvis_core.run_folder import TrainJob
     from pmvis_core.systems.pmvis import RunConfig
 
@@ -204,7 +206,7 @@ def run(job: TrainJob, overwrite: bool, dry_run: bool, json: bool) -> None:
     console.say(f"wrote {job.out}")
 
 
-def plan_table(facts: dict):  # type: ignore[no-untyped-def, type-arg]  # noqa: ANN201
+def plan_table(facts: dict[str, Any]) -> Table:
     """Draw a plan: what is trained on what, by which losses."""
     from rich.table import Table
 

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pmvis_core.types import Supervision
@@ -119,8 +118,3 @@ class ImageBatch:
             tensor[row, :, :h, :w] = (image - mean) / std
             padding[row, :h, :w] = False
         return cls(tensor, padding, torch.tensor(sizes, device=tensor.device))
-
-
-def pad_masks(masks: Tensor, height: int, width: int) -> Tensor:
-    """Pad (N, h, w) masks right and below with False to (N, height, width)."""
-    return F.pad(masks, (0, width - masks.shape[-1], 0, height - masks.shape[-2]))

@@ -1,6 +1,6 @@
 """The run loop of `train-image` and `train-video`, on one process or several.
 
-A run folder holds ``config.toml`` (what was resolved), ``run.json`` (what went in and when),
+A run folder holds ``config.toml`` (what was resolved), ``run.json`` (what went in),
 ``metrics.jsonl`` (the losses), ``state.pt`` (to resume) and, last, ``model.safetensors``. A step's
 data depend on the seed, the step and the process alone, so a resumed run equals an unbroken one.
 Several processes average their gradients after every step; under `torchrun` those it started are
@@ -54,6 +54,9 @@ from pmvis_core.types import Supervision
 
 logger = logging.getLogger(__name__)
 
+FAREWELL_SECONDS = 10.0
+"""How long a process that failed may take to hand its error over."""
+
 
 def train(job: TrainJob, progress: Progress = silent) -> None:
     """Train to the last step, resuming what the run folder holds; does nothing if it is done.
@@ -78,8 +81,9 @@ def train(job: TrainJob, progress: Progress = silent) -> None:
         )
         try:
             _join(job, meeting, 0, progress)
-        except RuntimeError as error:
-            if isinstance(error, PmvisError) or failures.empty():
+        except RuntimeError as error:  # gloo's, when another process has gone
+            others.join(timeout=FAREWELL_SECONDS)
+            if failures.empty():
                 raise
             raise failures.get() from error
         while not others.join():

@@ -84,7 +84,8 @@ class Track:
     rles: tuple[RLE | None, ...]
     """(T,) mask of each frame at the video's size; None where the track is absent."""
     instance: int | None = None
-    """The tracker's id: rows that share it share their masks and differ in category."""
+    """The tracker's id: rows that share it are one object under several categories. `infer` gives
+    them the same masks; `refine` may start each from a key frame of its own."""
     keyframe: int | None = None
     """Frame from which `refine` propagated; None before that stage."""
     supervision: Supervision = Supervision.PSEUDO

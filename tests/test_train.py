@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from pmvis_core.checkpoint import MODEL_FILE, load_model
-from pmvis_core.errors import UsageError
+from pmvis_core.datasets import batches
+from pmvis_core.errors import DataError, UsageError
 from pmvis_core.run_folder import STATE_FILE, TrainJob, check_run_folder, preset_of
 from pmvis_core.systems.pmvis import ImageStage, RunConfig, VideoStage
 from pmvis_core.systems.presets import IMAGE_PRESETS, VIDEO_PRESETS
@@ -128,3 +129,31 @@ def test_a_folder_of_another_run_is_refused(data: Path, tmp_path: Path) -> None:
     (tmp_path / "foreign/notes.txt").write_text("mine")
     with pytest.raises(UsageError, match="holds no run"):
         check_run_folder(replace(job, out=tmp_path / "foreign"))
+
+
+def test_an_error_in_any_process_reaches_the_user(tmp_path: Path) -> None:
+    data = draw_tiny(tmp_path)
+    job = image_job(data, tmp_path / "run", pairs_per_batch=2, steps=500)
+    images = sorted((data / "synth/coco/train").iterdir())
+    whole = {image: image.read_bytes() for image in images}
+    for image, content in whole.items():  # one that the second process meets first
+        image.write_bytes(content[: len(content) // 2])
+        if first_failure(job, rank=1) < first_failure(job, rank=0):
+            break
+        image.write_bytes(content)
+    else:
+        pytest.fail("no picture is met by the second process first")
+    with pytest.raises(DataError, match=image.name):
+        train(replace(job, processes=2))
+    assert not (job.out / MODEL_FILE).exists()
+
+
+def first_failure(job: TrainJob, rank: int) -> int:
+    """Return the first of a process's steps whose samples cannot be read."""
+    stream = batches(job.stage.samples(job.config).source, 1, job.seed, rank=rank, world=2)
+    for step in range(100):
+        try:
+            next(stream)
+        except DataError:
+            return step
+    return 100

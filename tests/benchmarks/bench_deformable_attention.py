@@ -9,12 +9,10 @@ above 1 mean that the compiled kernel is faster.
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
+from timing import compare
 from torch import Tensor
 
 from pmvis_core import ops
@@ -53,18 +51,6 @@ def make_inputs(
     return value, levels, locations, weights
 
 
-def compare(runs: int, *functions: Callable[[], Any]) -> list[float]:
-    """Return the median CPU milliseconds of each function, called in turns."""
-    times: list[list[float]] = [[] for _ in functions]
-    for turn in range(runs + 1):
-        for function, kept in zip(functions, times, strict=True):
-            start = time.process_time()
-            function()
-            if turn:
-                kept.append(time.process_time() - start)
-    return [1e3 * statistics.median(kept) for kept in times]
-
-
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -94,7 +80,7 @@ def main() -> None:
                 lambda run=run: run(ops.deformable_attention),
                 lambda run=run: run(ops.deformable_attention_reference),
             )
-            print(f"{name:24} {kind:20} {mine:9.2f} {twin:9.2f} {twin / mine:6.1f}")
+            print(f"{name:24} {kind:20} {1e3 * mine:9.2f} {1e3 * twin:9.2f} {twin / mine:6.1f}")
 
 
 if __name__ == "__main__":

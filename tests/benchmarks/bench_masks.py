@@ -7,13 +7,12 @@ thread, peers timed alternately in one run. Ratios above 1 mean that we are fast
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco
+from timing import compare
 
 from pmvis_core import masks, native
 
@@ -33,18 +32,6 @@ def blobs(height: int, width: int) -> np.ndarray:
         )
         stack.append(np.hypot(1.6 * (y - cy), x - cx) < radius)
     return np.stack(stack).astype(np.uint8)
-
-
-def compare(runs: int, *functions: Callable[[], Any]) -> list[float]:
-    """Return the median CPU seconds of each function, called in turns."""
-    times: list[list[float]] = [[] for _ in functions]
-    for turn in range(runs + 1):
-        for function, kept in zip(functions, times, strict=True):
-            start = time.process_time()
-            function()
-            if turn:
-                kept.append(time.process_time() - start)
-    return [statistics.median(kept) for kept in times]
 
 
 def theirs_track_iou(a: list[Any], b: list[Any]) -> float:
