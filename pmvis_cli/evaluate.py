@@ -12,7 +12,7 @@ from pmvis_cli.console import get_console
 from pmvis_cli.options import STDIO_PATH, InputTracks, JsonFlag
 
 if TYPE_CHECKING:
-    from pmvis_core.evaluate_report import Evaluation
+    from pmvis_core.evaluation.curves import Evaluation
 
 
 def evaluate(
@@ -53,15 +53,15 @@ def evaluate(
 
     next: `pmvis view out.tracks.jsonl --frames videos/ -o sheet.png`
     """
-    from pmvis_core import evaluate as stage
     from pmvis_core.errors import UsageError
-    from pmvis_core.evaluate_report import metrics
+    from pmvis_core.evaluation import average_precision as stage
+    from pmvis_core.evaluation.protocol import groups_of
+    from pmvis_core.evaluation.tables import metrics
     from pmvis_core.files import write_json
     from pmvis_core.formats.predictions import Doubts, read_predictions
     from pmvis_core.formats.ytvis import read_dataset
 
-    if protocol not in stage.PROTOCOLS:
-        raise UsageError(f"--protocol is `{protocol}`, expected `ytvis` or `ovis`")
+    groups_of(protocol)
     if tracks == truth == STDIO_PATH:
         raise UsageError("tracks and ground truth cannot both come from standard input")
     doubts = Doubts()
@@ -84,7 +84,7 @@ def evaluate(
 
 def _show(evaluation: Evaluation, *, json: bool) -> None:
     """Print the numbers on stdout."""
-    from pmvis_core.evaluate_report import category_table, metrics, official_table
+    from pmvis_core.evaluation.tables import category_table, metrics, official_table
 
     if json:
         get_console().emit_json(metrics(evaluation))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pmvis_core.evaluate import label_quality
+from pmvis_core.evaluation.label_quality import label_quality
 from pmvis_core.files import atomic_write, read_json
 from pmvis_core.formats.ytvis import open_tracks, read_dataset
 from pmvis_core.report import (

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 FLOORS: dict[int, frozenset[str]] = {
     5: frozenset(
-        "train run_folder infer refine filter evaluate evaluate_report report report_drawing "
+        "train run_folder infer refine filter evaluation report report_drawing "
         "synthetic synthetic_scenes synthetic_shapes demo doctor".split()
     ),
     4: frozenset(["systems"]),
@@ -83,7 +83,7 @@ def test_imports_go_down_the_stairs(path: Path) -> None:
 @pytest.mark.parametrize("path", MODULES, ids=ids)
 def test_torch_is_imported_from_the_second_floor_up(path: Path) -> None:
     allowed = FLOOR_OF.get(place(path), 0) >= 2 or place(path) == "ops"
-    light = place(path) in {"filter", "evaluate", "evaluate_report"}
+    light = place(path) in {"filter", "evaluation"}
     for name in imports(path):
         if name.split(".")[0] in {"torch", "torchvision"}:
             assert allowed and not light, f"{ids(path)} imports {name}"
@@ -124,7 +124,7 @@ def test_no_star_import_and_no_print_in_the_house(path: Path) -> None:
         "pmvis_cli.app",
         "pmvis_cli.filter",
         "pmvis_core.filter",
-        "pmvis_core.evaluate",
+        "pmvis_core.evaluation",
         "pmvis_core.image_sets",
         "pmvis_core.formats.ytvis",
     ],

@@ -9,8 +9,8 @@ import cv2
 import pytest
 
 from pmvis_core.demo import LABELS, MODELS, measure, write_pictures
-from pmvis_core.evaluate import evaluate
-from pmvis_core.evaluate_report import metrics
+from pmvis_core.evaluation.average_precision import evaluate
+from pmvis_core.evaluation.tables import metrics
 from pmvis_core.files import write_json
 from pmvis_core.formats.predictions import read_predictions
 from pmvis_core.formats.ytvis import open_tracks, read_dataset

@@ -18,15 +18,11 @@ from hypothesis import strategies as st
 
 from pmvis_core import masks
 from pmvis_core.errors import DataError, UsageError
-from pmvis_core.evaluate import evaluate, label_quality
-from pmvis_core.evaluate_report import (
-    Evaluation,
-    category_table,
-    iou_thresholds,
-    metrics,
-    official_table,
-    recall_points,
-)
+from pmvis_core.evaluation.average_precision import evaluate
+from pmvis_core.evaluation.label_quality import label_quality
+from pmvis_core.evaluation.curves import Evaluation
+from pmvis_core.evaluation.protocol import iou_thresholds, recall_points
+from pmvis_core.evaluation.tables import category_table, metrics, official_table
 from pmvis_core.formats.predictions import Doubts, read_predictions
 from pmvis_core.formats.ytvis import Dataset, read_dataset
 from pmvis_core.formats.ytvis_annotation import Annotation
@@ -95,10 +91,11 @@ def match_hash(found: Evaluation) -> tuple[int, str]:
     count = 0
     for row in found.per_category:
         pairs = [pair for pair in found.pairs if pair.category_id == row.category.id]
-        for group in range(int(np.prod(found.groups.shape))):
+        for group in range(found.matches.groups.number):
             for pair in pairs:
-                digest.update(np.ascontiguousarray(pair.matches[group], dtype="<f8").tobytes())
-                digest.update(np.ascontiguousarray(pair.ignored[group], dtype="u1").tobytes())
+                matches, ignored = pair.matches[:, group].T, pair.ignored[:, group].T
+                digest.update(np.ascontiguousarray(matches, dtype="<f8").tobytes())
+                digest.update(np.ascontiguousarray(ignored, dtype="u1").tobytes())
                 count += 1
     return count, digest.hexdigest()
 
@@ -403,7 +400,7 @@ def test_label_quality_counts_matches() -> None:
 
 def test_torch_is_never_imported() -> None:
     code = (
-        "import sys, pmvis_core.evaluate, pmvis_core.evaluate_report, "
+        "import sys, pmvis_core.evaluation.average_precision, pmvis_core.evaluation.tables, "
         "pmvis_core.formats.ytvis_writer; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -106,7 +106,7 @@ def test_torch_is_not_imported(shell: Run, folder: Path) -> None:
     done = shell("export PYTHONPROFILEIMPORTTIME=1; pmvis eval r.json --gt gt.json")
     assert done.code == 0, done.err
     modules = {line.split("|")[-1].strip() for line in done.err.splitlines() if "|" in line}
-    assert "pmvis_core.evaluate" in modules
+    assert "pmvis_core.evaluation" in modules
     assert "torch" not in modules
 
 

@@ -17,39 +17,30 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pmvis_core import masks
-from pmvis_core.errors import DataError, UsageError
-from pmvis_core.evaluate_report import (
-    AREAS,
+from pmvis_core.errors import DataError
+from pmvis_core.evaluation.curves import Evaluation, accumulate
+from pmvis_core.evaluation.matches import Matches, Pair, PairKey
+from pmvis_core.evaluation.protocol import (
     MAX_DETECTIONS,
-    OCCLUSIONS,
-    Evaluation,
+    OCCLUSION_LEVELS,
     Flags,
     Floats,
     Groups,
-    Pair,
-    PairKey,
-    accumulate,
+    groups_of,
     iou_thresholds,
 )
 from pmvis_core.formats.predictions import UNKNOWN_CATEGORY, Doubts
 from pmvis_core.formats.ytvis import Dataset
 from pmvis_core.formats.ytvis_annotation import Annotation
 from pmvis_core.progress import Progress, silent
-from pmvis_core.types import RLE, VideoInfo, VideoTracks
-
-PROTOCOLS = ("ytvis", "ovis")
-_OCCLUSION_LEVELS = (
-    ("no_occlusion", 0.0),
-    ("slight_occlusion", 0.25),
-    ("severe_occlusion", 0.75),
-)
+from pmvis_core.types import RLE, VideoInfo
 
 
 def evaluate(
@@ -75,26 +66,23 @@ def evaluate(
         DataError: the ground truth has no annotations, a prediction is of an unknown video, an
             annotation lacks its `occlusion` (ovis); or anything odd with ``strict``.
     """
-    if protocol not in PROTOCOLS:
-        raise UsageError(f"protocol is `{protocol}`, expected `ytvis` or `ovis`")
+    groups = groups_of(protocol)
     check_annotated(truth)
     noted = Doubts() if doubts is None else doubts
-    groups = Groups(AREAS, OCCLUSIONS if protocol == "ovis" else OCCLUSIONS[:1])
     gts = _group_truth(truth, noted)
     dts = _group_predictions(truth, predictions, noted)
-    pairs: list[Pair] = []
-    without_union: list[PairKey] = []
     videos = {video.id: video for video in truth.videos}
     known = {category.id for category in truth.categories}
     keys = sorted(gts.keys() | dts.keys(), key=lambda key: (key[1], key[0]))
     used = [key for key in keys if key[0] in videos and key[1] in known]
-    for key in progress(used, "evaluate"):
-        found = _Tracks(videos[key[0]], gts.get(key, []), dts.get(key, []))
-        pair, comparable = _evaluate_pair(key, found, groups, protocol, noted)
-        pairs.append(pair)
-        without_union += [] if comparable else [key]
+    pairs = [
+        _evaluate_pair(
+            key, _Tracks(videos[key[0]], gts.get(key, []), dts.get(key, [])), groups, noted
+        )
+        for key in progress(used, "evaluate")
+    ]
     noted.settle(strict=strict)
-    return accumulate(truth.categories, pairs, groups, tuple(without_union))
+    return accumulate(truth.categories, Matches.of_pairs(pairs, groups))
 
 
 def check_annotated(truth: Dataset) -> None:
@@ -109,53 +97,6 @@ def check_annotated(truth: Dataset) -> None:
             "the public validation files have none: use a split with ground truth, or "
             "`pmvis convert --to results` and upload that to the challenge server",
         )
-
-
-def label_quality(
-    tracks: Iterable[VideoTracks], truth: Dataset, iou: float = 0.5
-) -> dict[str, float]:
-    """Tell how good pseudo labels are against ground truth that training never sees.
-
-    Per video, label tracks take in order of falling score the ground-truth track of the same
-    category with the largest track IoU that is still free, if it is at least ``iou``.
-
-    Args:
-        tracks: the labels, under the ids of ``truth``; ignored tracks are left out.
-        truth: crowds are left out; videos without labels count as missed.
-        iou: smallest track IoU of a match.
-
-    Returns:
-        ``predicted``, ``matched``, ``truth``: numbers of tracks; ``precision`` = matched /
-        predicted and ``recall`` = matched / truth, 0 where the divisor is 0;
-        ``class_agnostic_precision``: precision when categories are not compared.
-
-    Raises:
-        DataError: a video of ``tracks`` is not in ``truth``.
-    """
-    there = {video.video.id: video for video in truth}
-    predicted = matched = matched_any = 0
-    for video in tracks:
-        if video.video.id not in there:
-            raise DataError(
-                f"video {video.video.id} `{video.video.name}` is not in {truth.name}",
-                "compare with the ground truth of the videos that were labelled",
-            )
-        labels = sorted(video.tracks, key=lambda track: -track.score)
-        objects = there[video.video.id].tracks
-        ious = _iou_matrix([t.rles for t in labels], [t.rles for t in objects])[0]
-        same = np.array([[a.category_id == b.category_id for b in objects] for a in labels])
-        predicted += len(labels)
-        matched += _count_matches(np.where(same.reshape(ious.shape), ious, -1.0), iou)
-        matched_any += _count_matches(ious, iou)
-    objects_there = sum(len(video.tracks) for video in there.values())
-    return {
-        "precision": matched / predicted if predicted else 0.0,
-        "recall": matched / objects_there if objects_there else 0.0,
-        "predicted": predicted,
-        "matched": matched,
-        "truth": objects_there,
-        "class_agnostic_precision": matched_any / predicted if predicted else 0.0,
-    }
 
 
 class _Tracks(NamedTuple):
@@ -256,13 +197,11 @@ def _name(row: Annotation) -> str:
     return f"annotation {row.id} of video {row.video_id}"
 
 
-def _evaluate_pair(
-    key: PairKey, tracks: _Tracks, groups: Groups, protocol: str, doubts: Doubts
-) -> tuple[Pair, bool]:
-    """Match one video and category; also tell whether every two tracks could be compared."""
+def _evaluate_pair(key: PairKey, tracks: _Tracks, groups: Groups, doubts: Doubts) -> Pair:
+    """Match one video and category."""
     gts, dts = tracks.gts, tracks.dts
-    _doubt_shapes(tracks, protocol, doubts)
-    ious, comparable = _iou_matrix([d.rles for d in dts], [g.rles for g in gts])
+    _doubt_shapes(tracks, doubts, equal_lengths=groups.by_occlusion)
+    ious, comparable = iou_matrix([d.rles for d in dts], [g.rles for g in gts])
     if not comparable:
         doubts.add(
             "a prediction and a ground truth have no mask in common that could be compared: both "
@@ -271,30 +210,39 @@ def _evaluate_pair(
         )
     crowd = np.array([g.iscrowd for g in gts], dtype=bool)
     outside = groups.outside_areas(np.array([_mean_area(g.areas, g.mask_areas) for g in gts]))
-    if protocol == "ovis":
+    if groups.by_occlusion:
         outside |= groups.outside_occlusions(np.array([_occlusion(g) for g in gts]))
     truth_ignored = crowd | outside
     chosen = _match(ious, truth_ignored, crowd)
     hit = chosen >= 0
-    ids = np.array([*(g.id for g in gts), 0], dtype=np.float64)
-    matches = np.where(hit, ids[chosen], 0.0)
+    ids = np.array([*(g.id for g in gts), 0], dtype=np.int64)
+    matches = np.where(hit, ids[chosen], 0)
     columns = np.concatenate([truth_ignored, np.zeros((len(outside), 1), dtype=bool)], axis=1)
     matched_ignored = columns[np.arange(len(columns))[:, None, None], chosen]
     too_far = groups.outside_areas(np.array([_mean_area(None, d.mask_areas) for d in dts]))
     ignored = matched_ignored | ((matches == 0) & too_far[:, None, :])
-    scores = np.array([d.score for d in dts], dtype=np.float64)
-    return Pair(*key, ious, scores, matches, ignored, truth_ignored), comparable
+    return Pair(
+        *key,
+        ious=ious,
+        scores=np.array([d.score for d in dts], dtype=np.float64),
+        rows=np.array([d.id for d in dts], dtype=np.int64),
+        matches=np.moveaxis(matches, 2, 0),
+        ignored=np.moveaxis(ignored, 2, 0),
+        truth_ids=ids[:-1],
+        truth_ignored=truth_ignored.T,
+        comparable=comparable,
+    )
 
 
-def _doubt_shapes(tracks: _Tracks, protocol: str, doubts: Doubts) -> None:
+def _doubt_shapes(tracks: _Tracks, doubts: Doubts, *, equal_lengths: bool) -> None:
     """Note tracks whose length or mask sizes are not those of their video.
 
     Raises:
-        DataError: the protocol is ovis and lengths differ, which its evaluator refuses.
+        DataError: ``equal_lengths``, as OVIS demands, and lengths differ.
     """
     video = tracks.video
     lengths = {len(row.rles) for row in (*tracks.gts, *tracks.dts)}
-    if len(lengths) > 1 and tracks.gts and tracks.dts and protocol == "ovis":
+    if equal_lengths and len(lengths) > 1 and tracks.gts and tracks.dts:
         raise DataError(
             f"video {video.id} `{video.name}`: tracks have {min(lengths)} and {max(lengths)} "
             "frames, expected equal lengths under `--protocol ovis`"
@@ -317,7 +265,7 @@ def _doubt_shapes(tracks: _Tracks, protocol: str, doubts: Doubts) -> None:
                     )
 
 
-def _iou_matrix(
+def iou_matrix(
     dts: Sequence[Sequence[RLE | None]], gts: Sequence[Sequence[RLE | None]]
 ) -> tuple[Floats, bool]:
     """Return (D, G) track IoUs, and False if a union was empty."""
@@ -343,7 +291,7 @@ def _occlusion(row: Annotation) -> float:
     Raises:
         DataError: the annotation has no usable `occlusion`.
     """
-    levels = dict(_OCCLUSION_LEVELS)
+    levels = dict(OCCLUSION_LEVELS)
     stated = row.extra.get("occlusion")
     frames = [level for level in stated if level is not None] if isinstance(stated, list) else []
     if not frames or not all(isinstance(f, str) and f in levels for f in frames):
@@ -385,15 +333,3 @@ def _match(ious: Floats, ignored: Flags, crowd: Flags) -> NDArray[np.int64]:
         group, threshold = np.nonzero(hit)
         taken[group, threshold, best[hit]] = True
     return chosen
-
-
-def _count_matches(ious: Floats, threshold: float) -> int:
-    """Return how many rows of (D, G) IoUs find a partner, greedily in their order."""
-    free = np.ones(ious.shape[1], dtype=bool)
-    count = 0
-    for row in ious:
-        candidates = np.where(free, row, -1.0)
-        if candidates.size and candidates.max() >= threshold:
-            free[candidates.argmax()] = False
-            count += 1
-    return count
