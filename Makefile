@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PMVIS := $(BIN)/pmvis
 NATIVE := CMakeLists.txt $(wildcard csrc/*)
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench fuzz clean
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
@@ -25,7 +25,11 @@ lint: $(VENV)/ready-dev  ## Style and types
 bench: $(VENV)/ready  ## Speed and memory, as ratios against peers in one run
 	$(BIN)/python tests/benchmarks/bench_masks.py
 	$(BIN)/python tests/benchmarks/bench_deformable_attention.py
+	$(BIN)/python tests/benchmarks/bench_pairwise.py
 	$(BIN)/python tests/benchmarks/bench_refine.py tiny
+
+fuzz:  ## Over a million broken inputs against the C++ readers, under sanitizers (minutes)
+	bash tests/fuzz/run.sh
 
 clean:  ## Remove what was built
 	rm -rf build $(VENV)

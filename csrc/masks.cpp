@@ -1,464 +1,489 @@
-// Run-length encoded masks: plain C ABI for pmvis_core/native.py, without torch or Python.
+// `_masks.so`: mask operations as a Python extension that needs neither torch nor numpy.
 //
-// COCO's text holds the runs of a column-major mask, background first; pmvis_core/rle_numpy.py
-// describes it and is the twin of this file. Every function checks each text first: characters,
-// length of a run's code, and that the runs cover the mask exactly. So nothing after `parse` can
-// leave its bounds or fail to end. Functions return kDone, kNoMemory or the index of the first
-// malformed text; the caller asks the twin what is wrong with it.
-#include <cstdint>
-#include <cstdlib>
-#include <cstring>
+// Why an extension and no ctypes: an area takes a third of a microsecond, a call through ctypes and
+// its conversions takes three. Functions take RLE dicts, lists of them and arrays as buffers;
+// pmvis_core/masks.py is their one caller and documents what they do. Each returns None where the
+// arguments are not the usual ones or malformed, and masks.py falls back on rle_numpy.py, which
+// answers or explains. Nothing is read or written before its bounds were checked.
+#include <algorithm>
 #include <new>
-#include <string>
-#include <vector>
 
-#if defined(__SSE2__)
-#include <emmintrin.h>
-#endif
+#include "dense.h"
+#include "polygons.h"
+#include "python_rle.h"
 
-#define PMVIS_EXPORT extern "C" __attribute__((visibility("default")))
-
+namespace pmvis {
 namespace {
 
-constexpr int64_t kDone = -1;
-constexpr int64_t kNoMemory = -2;
-constexpr int kMaxGroups = 7;  // characters of a run: 35 bits hold every 32-bit difference
+constexpr int64_t kWorthUnlocking = 1 << 16;  // pixels
 
-using Runs = std::vector<uint32_t>;
-
-struct Interval {
-  uint32_t start, end;  // foreground pixels [start, end), never empty
-};
-
-// Several texts, one after the other, without separators.
-struct Texts {
-  const char* data;
-  const int64_t* lengths;
-  int64_t number;
-};
-
-// Reads a text into runs; false if it is malformed or does not cover `pixels` pixels exactly.
-bool parse(const char* text, int64_t length, int64_t pixels, Runs* runs) {
-  runs->resize(length > 0 ? length : 1);  // a run takes at least one character
-  uint32_t* const first = runs->data();
-  uint32_t* run = first;
-  if (length == 0) {
-    *run = 0;
-    return pixels == 0;
-  }
-  const char* const end = text + length;
-  int64_t total = 0;
-  while (text != end) {
-    unsigned code = static_cast<unsigned char>(*text++) - 48u;
-    int64_t value = code & 31u;
-    int shift = 5;
-    for (; code & 32u; shift += 5) {
-      if (code > 63u || text == end || shift == 5 * kMaxGroups) return false;
-      code = static_cast<unsigned char>(*text++) - 48u;
-      value |= static_cast<int64_t>(code & 31u) << shift;
-    }
-    if (code > 63u) return false;
-    if (code & 16u) value -= int64_t{1} << shift;
-    if (run - first > 2) value += run[-2];
-    if (value < 0 || value > pixels - total) return false;
-    total += value;
-    *run++ = static_cast<uint32_t>(value);
-  }
-  runs->resize(run - first);
-  return total == pixels;
-}
-
-// Writes runs as text, one at a time.
-class Writer {
- public:
-  explicit Writer(std::string* text) : text_(text) {}
-
-  void put(int64_t run) {
-    int64_t rest = count_ > 2 ? run - before_last_ : run;
-    bool more = true;
-    while (more) {
-      const unsigned low = static_cast<unsigned>(rest & 31);
-      rest >>= 5;
-      more = (low & 16u) != 0 ? rest != -1 : rest != 0;
-      text_->push_back(static_cast<char>(low + (more ? 32u : 0u) + 48u));
-    }
-    before_last_ = last_;
-    last_ = run;
-    ++count_;
-  }
-
- private:
-  std::string* text_;
-  int64_t count_ = 0, last_ = 0, before_last_ = 0;
-};
-
-int64_t area_of(const Runs& runs) {
-  int64_t area = 0;
-  for (size_t k = 1; k < runs.size(); k += 2) area += runs[k];
-  return area;
-}
-
-void intervals_of(const Runs& runs, std::vector<Interval>* intervals) {
-  intervals->clear();
-  uint32_t position = 0;
-  for (size_t k = 0; k < runs.size(); ++k) {
-    const uint32_t end = position + runs[k];
-    if (k % 2 == 1 && end > position) intervals->push_back({position, end});
-    position = end;
-  }
-}
-
-int64_t overlap(const std::vector<Interval>& first, const std::vector<Interval>& second) {
-  int64_t common = 0;
-  size_t i = 0, j = 0;
-  while (i < first.size() && j < second.size()) {
-    const Interval a = first[i], b = second[j];
-    const uint32_t start = a.start > b.start ? a.start : b.start;
-    const uint32_t end = a.end < b.end ? a.end : b.end;
-    common += end > start ? end - start : 0;
-    i += a.end <= b.end;
-    j += b.end <= a.end;
-  }
-  return common;
-}
-
-// One operand of a merge: where its current run ends, and its value there.
-struct Cursor {
-  const Runs* runs;
-  size_t index;
-  int64_t end;
-  bool value;
-
-  void pass(int64_t position) {
-    if (end != position || index + 1 == runs->size()) return;
-    end += (*runs)[++index];
-    value = !value;
-  }
-};
-
-// Sweeps two masks of one size from change to change. Each operand passes one run a step, so runs
-// of length zero survive, as they do in pycocotools.
-void merge_two(const Runs& first, const Runs& second, int64_t pixels, bool intersect, Runs* merged) {
-  Cursor a{&first, 0, first[0], false}, b{&second, 0, second[0], false};
-  merged->clear();
-  bool value = false;
-  for (int64_t start = 0, at = -1; at < pixels;) {
-    at = a.end < b.end ? a.end : b.end;
-    a.pass(at);
-    b.pass(at);
-    const bool now = intersect ? a.value && b.value : a.value || b.value;
-    if (now == value && at != pixels) continue;
-    merged->push_back(static_cast<uint32_t>(at - start));
-    start = at;
-    value = now;
-  }
-}
-
-// Marks nonzero bytes: bit k of word w is set where bytes[64 * w + k] != 0.
-void nonzero_bits(const uint8_t* bytes, int64_t length, uint64_t* words) {
-  int64_t at = 0;
-#if defined(__SSE2__)
-  const __m128i zero = _mm_setzero_si128();
-  for (; at + 64 <= length; at += 64) {
-    uint64_t zeros = 0;
-    for (int part = 0; part < 4; ++part) {
-      const __m128i block =
-          _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes + at + 16 * part));
-      const auto mask = static_cast<uint32_t>(_mm_movemask_epi8(_mm_cmpeq_epi8(block, zero)));
-      zeros |= static_cast<uint64_t>(mask) << (16 * part);
-    }
-    words[at / 64] = ~zeros;
-  }
-#endif
-  for (; at < length; at += 64) {
-    const int64_t left = length - at < 64 ? length - at : 64;
-    uint64_t word = 0;
-    for (int64_t k = 0; k < left; ++k) word |= static_cast<uint64_t>(bytes[at + k] != 0) << k;
-    words[at / 64] = word;
-  }
-}
-
-// Room that encoding one mask after the other uses again.
+// Room that calls use again, one after the other.
 struct Scratch {
-  std::vector<uint64_t> bits, above;
-  std::vector<uint32_t> columns, rows, row_ends, starts;
+  Dense dense;
+  Intervals intervals;
+  Ends ends;
 };
 
-// Calls found(k) for each set bit of `word`.
-template <typename Found>
-void each_bit(uint64_t word, const Found& found) {
-  for (; word != 0; word &= word - 1) found(__builtin_ctzll(word));
+Scratch& scratch() {
+  static thread_local Scratch room;
+  return room;
 }
 
-// Encodes a row-major mask without transposing it: a pixel that differs from the one above (for the
-// first row: from the last row of the column before) starts a run. Those changes are found row by
-// row and put in column-major order by a counting sort.
-void encode_rows(const uint8_t* mask, int64_t height, int64_t width, Scratch* s, Writer* writer) {
-  const int64_t words = (width + 63) / 64;
-  s->bits.assign(words, 0);
-  s->above.assign(words, 0);
-  s->columns.clear();
-  s->row_ends.clear();
-  s->starts.assign(width + 1, 0);
-  nonzero_bits(mask + (height - 1) * width, width, s->bits.data());
-  for (int64_t w = 0; w < words; ++w) {
-    s->above[w] = s->bits[w] << 1 | (w > 0 ? s->bits[w - 1] >> 63 : 0);
-  }
-  if (width % 64 != 0) s->above[words - 1] &= (uint64_t{1} << width % 64) - 1;
-  for (int64_t y = 0; y < height; ++y) {
-    nonzero_bits(mask + y * width, width, s->bits.data());
-    for (int64_t w = 0; w < words; ++w) {
-      each_bit(s->bits[w] ^ s->above[w], [&](int k) {
-        const auto x = static_cast<uint32_t>(64 * w + k);
-        s->columns.push_back(x);
-        ++s->starts[x + 1];
-      });
-    }
-    s->row_ends.push_back(static_cast<uint32_t>(s->columns.size()));
-    s->bits.swap(s->above);
-  }
-  for (int64_t x = 0; x < width; ++x) s->starts[x + 1] += s->starts[x];
-  s->rows.resize(s->columns.size());
-  std::vector<uint32_t>& next = s->starts;
-  uint32_t at = 0;
-  for (int64_t y = 0; y < height; ++y) {
-    for (; at < s->row_ends[y]; ++at) s->rows[next[s->columns[at]]++] = static_cast<uint32_t>(y);
-  }
-  // `next[x]` is now where column x ends.
-  int64_t last = 0;
-  uint32_t event = 0;
-  for (int64_t x = 0; x < width; ++x) {
-    for (; event < next[x]; ++event) {
-      const int64_t position = x * height + s->rows[event];
-      writer->put(position - last);
-      last = position;
-    }
-  }
-  writer->put(height * width - last);
-}
+PyObject* none() { Py_RETURN_NONE; }
 
-// Encodes a mask that lies column by column.
-void encode_columns(const uint8_t* mask, int64_t pixels, Scratch* s, Writer* writer) {
-  const int64_t words = (pixels + 63) / 64;
-  s->bits.resize(words);
-  nonzero_bits(mask, pixels, s->bits.data());
-  int64_t last = 0;
-  uint64_t carry = 0;
-  for (int64_t w = 0; w < words; ++w) {
-    uint64_t changes = s->bits[w] ^ (s->bits[w] << 1 | carry);
-    carry = s->bits[w] >> 63;
-    if (w == words - 1 && pixels % 64 != 0) changes &= (uint64_t{1} << pixels % 64) - 1;
-    each_bit(changes, [&](int k) {
-      writer->put(64 * w + k - last);
-      last = 64 * w + k;
-    });
-  }
-  writer->put(pixels - last);
-}
-
-// Smallest rectangle that holds the foreground, far edges exclusive; zeros if there is none.
-struct Rectangle {
-  int64_t x1, y1, x2, y2;
-};
-
-Rectangle rectangle_of(const std::vector<Interval>& intervals, int64_t height) {
-  if (intervals.empty()) return {0, 0, 0, 0};
-  Rectangle box{intervals.front().start / height, height, (intervals.back().end - 1) / height + 1,
-                0};
-  for (const Interval& run : intervals) {
-    const int64_t last = run.end - 1;
-    int64_t top = run.start % height, bottom = last % height;
-    if (run.start / height != last / height) {
-      top = 0;
-      bottom = height - 1;
-    }
-    if (top < box.y1) box.y1 = top;
-    if (bottom + 1 > box.y2) box.y2 = bottom + 1;
-  }
-  return box;
-}
-
-// Fills a cleared row-major mask: marks each pixel that differs from the one above it, then adds
-// the marks up along the columns, inside the foreground's rectangle only.
-void fill(const std::vector<Interval>& intervals, int64_t height, int64_t width, uint8_t* mask) {
-  const Rectangle box = rectangle_of(intervals, height);
-  for (const Interval& run : intervals) {
-    for (int64_t at = run.start; at < run.end;) {
-      const int64_t x = at / height, column_end = (x + 1) * height;
-      const int64_t stop = run.end < column_end ? run.end : column_end;
-      mask[(at - x * height) * width + x] ^= 1;
-      if (stop != column_end) mask[(stop - x * height) * width + x] ^= 1;
-      at = stop;
-    }
-  }
-  for (int64_t y = box.y1 + 1; y < height && y <= box.y2; ++y) {
-    const uint8_t* above = mask + (y - 1) * width;
-    uint8_t* row = mask + y * width;
-    for (int64_t x = box.x1; x < box.x2; ++x) row[x] ^= above[x];
-  }
-}
-
-// Calls visit(index, runs) for each text; returns the first malformed one.
-template <typename Visit>
-int64_t for_each(const Texts& texts, int64_t pixels, const Visit& visit) {
-  Runs runs;
-  const char* text = texts.data;
-  for (int64_t k = 0; k < texts.number; ++k) {
-    if (!parse(text, texts.lengths[k], pixels, &runs)) return k;
-    visit(k, runs);
-    text += texts.lengths[k];
-  }
-  return kDone;
-}
-
-// Runs body and keeps exceptions from crossing the C boundary.
+// Keeps C++ exceptions from Python.
 template <typename Body>
-int64_t guarded(const Body& body) {
+PyObject* guarded(const Body& body) {
   try {
     return body();
-  } catch (...) {
-    return kNoMemory;
+  } catch (const std::bad_alloc&) {
+    return PyErr_NoMemory();
   }
 }
 
-// Copies text into memory that the caller frees with pmvis_free.
-int64_t hand_over(const std::string& text, char** out) {
-  *out = static_cast<char*>(std::malloc(text.size() + 1));
-  if (*out == nullptr) return kNoMemory;
-  std::memcpy(*out, text.data(), text.size());
-  return kDone;
+// --- pixels ---
+
+// One or more masks of an array.
+struct Stack {
+  const uint8_t* first;
+  int64_t number, height, width, step;  // `step` bytes from one mask to the next
+  bool by_columns;
+};
+
+// False if a mask has gaps or runs backwards.
+bool read_stack(const Py_buffer& view, Stack* out) {
+  const int axes = view.ndim;
+  const int64_t height = view.shape[axes - 2], width = view.shape[axes - 1];
+  const int64_t down = view.strides[axes - 2], right = view.strides[axes - 1];
+  const bool fits = height == 0 || width <= kMaxPixels / height;
+  const bool by_columns = (height <= 1 || down == 1) && (width <= 1 || right == height);
+  const bool by_rows = (width <= 1 || right == 1) && (height <= 1 || down == width);
+  *out = {static_cast<const uint8_t*>(view.buf), axes == 3 ? view.shape[0] : 1, height, width,
+          axes == 3 ? view.strides[0] : 0, by_columns};
+  return fits && (by_rows || by_columns || height * width == 0);
 }
+
+PyObject* encode_one(const uint8_t* mask, const Stack& stack) {
+  Dense& dense = scratch().dense;
+  const int64_t pixels = stack.height * stack.width;
+  {
+    const Unlocked unlocked(pixels > kWorthUnlocking);
+    if (stack.by_columns) {
+      encode_columns(mask, pixels, &dense);
+    } else {
+      encode_rows(mask, stack.height, stack.width, &dense);
+    }
+  }
+  return make_rle(dense.ends.data(), dense.number, stack.height, stack.width);
+}
+
+// encode(array) -> dict of (H, W), list of dicts of (N, H, W)
+PyObject* encode(PyObject*, PyObject* array) {
+  return guarded([&]() -> PyObject* {
+    const Bytes bytes(array, PyBUF_STRIDES);
+    Stack stack;
+    if (!bytes.good() || !read_stack(bytes.view(), &stack)) return none();
+    if (bytes.view().ndim == 2) return encode_one(stack.first, stack);
+    Owned list(PyList_New(stack.number));
+    if (list == nullptr) return nullptr;
+    for (int64_t n = 0; n < stack.number; ++n) {
+      PyObject* const rle = encode_one(stack.first + n * stack.step, stack);
+      if (rle == nullptr || PyList_SetItem(list.get(), n, rle) != 0) return nullptr;
+    }
+    return list.release();
+  });
+}
+
+bool read_crop(PyObject* const* edges, int64_t height, int64_t width, Crop* out) {
+  int64_t* const found[] = {&out->x1, &out->y1, &out->x2, &out->y2};
+  for (int k = 0; k < 4; ++k) {
+    *found[k] = PyLong_AsLongLong(edges[k]);
+    if (PyErr_Occurred() != nullptr) {
+      PyErr_Clear();
+      return false;
+    }
+  }
+  return 0 <= out->x1 && out->x1 <= out->x2 && out->x2 <= width && 0 <= out->y1 &&
+         out->y1 <= out->y2 && out->y2 <= height;
+}
+
+// decode(rles, out, height, width, x1, y1, x2, y2) -> True; writes (N, y2 - y1, x2 - x1)
+PyObject* decode(PyObject*, PyObject* const* arguments, Py_ssize_t number) {
+  return guarded([&]() -> PyObject* {
+    if (number != 8) return none();
+    const Items rles(arguments[0]);
+    const Bytes bytes(arguments[1], PyBUF_ND | PyBUF_WRITABLE);
+    Rle frame;
+    Crop part;
+    if (!rles.good() || !bytes.good() || !read_size(arguments[2], arguments[3], &frame) ||
+        !read_crop(arguments + 4, frame.height, frame.width, &part)) {
+      return none();
+    }
+    const Py_ssize_t* const shape = bytes.view().shape;
+    if (bytes.view().ndim != 3 || shape[0] != rles.size() || shape[1] != part.y2 - part.y1 ||
+        shape[2] != part.x2 - part.x1) {
+      return none();
+    }
+    auto* out = static_cast<uint8_t*>(bytes.view().buf);
+    Scratch& s = scratch();
+    const int64_t pixels = (part.y2 - part.y1) * (part.x2 - part.x1);
+    for (Py_ssize_t k = 0; k < rles.size(); ++k, out += pixels) {
+      Rle rle;
+      int64_t area;
+      if (!read_rle(rles[k], &rle) || rle.height != frame.height || rle.width != frame.width ||
+          !read_intervals(rle, &s.intervals, &area)) {
+        return none();
+      }
+      const Unlocked unlocked(pixels > kWorthUnlocking);
+      decode_rows(s.intervals.data(), static_cast<int64_t>(s.intervals.size()), rle.height, part,
+                  out, &s.dense);
+    }
+    Py_RETURN_TRUE;
+  });
+}
+
+// --- areas and boxes ---
+
+PyObject* make_box(const Box& box) {
+  return Py_BuildValue("(dddd)", static_cast<double>(box.x1), static_cast<double>(box.y1),
+                       static_cast<double>(box.x2), static_cast<double>(box.y2));
+}
+
+// area(rle) -> int
+PyObject* area(PyObject*, PyObject* object) {
+  Rle rle;
+  if (!read_rle(object, &rle)) return none();
+  const int64_t pixels = decode_area(rle.text, rle.length, rle.pixels());
+  return pixels < 0 ? none() : PyLong_FromLongLong(pixels);
+}
+
+// box(rle) -> tuple
+PyObject* box(PyObject*, PyObject* object) {
+  return guarded([&]() -> PyObject* {
+    Rle rle;
+    int64_t pixels;
+    Intervals& intervals = scratch().intervals;
+    if (!read_rle(object, &rle) || !read_intervals(rle, &intervals, &pixels)) return none();
+    return make_box(
+        box_of(intervals.data(), static_cast<int64_t>(intervals.size()), rle.height));
+  });
+}
+
+// Returns a list of what `one` makes of each RLE, None where there is no mask; None if one fails.
+PyObject* each(PyObject* objects, PyCFunction one) {
+  const Items rles(objects);
+  if (!rles.good()) return none();
+  Owned list(PyList_New(rles.size()));
+  if (list == nullptr) return nullptr;
+  for (Py_ssize_t k = 0; k < rles.size(); ++k) {
+    PyObject* const rle = rles[k];
+    Owned answer(rle == Py_None ? none() : one(nullptr, rle));
+    if (answer == nullptr) return nullptr;
+    if (answer.get() == Py_None && rle != Py_None) return none();
+    if (PyList_SetItem(list.get(), k, answer.release()) != 0) return nullptr;
+  }
+  return list.release();
+}
+
+// areas(rles) -> list of int or None
+PyObject* areas(PyObject*, PyObject* objects) {
+  return guarded([&] { return each(objects, area); });
+}
+
+// boxes(rles) -> list of tuples or None
+PyObject* boxes(PyObject*, PyObject* objects) {
+  return guarded([&] { return each(objects, box); });
+}
+
+// faulty(rles, first) -> index of the next that is no usual mask, or -1; absent masks are none
+PyObject* faulty(PyObject*, PyObject* const* arguments, Py_ssize_t number) {
+  if (number != 2) return none();
+  const Items rles(arguments[0]);
+  const Py_ssize_t first = PyLong_AsSsize_t(arguments[1]);
+  if (!rles.good() || first < 0) {
+    PyErr_Clear();
+    return none();
+  }
+  for (Py_ssize_t k = first; k < rles.size(); ++k) {
+    Rle rle;
+    if (rles[k] == Py_None) continue;
+    if (!read_rle(rles[k], &rle) || decode_area(rle.text, rle.length, rle.pixels()) < 0) {
+      return PyLong_FromSsize_t(k);
+    }
+  }
+  return PyLong_FromLong(-1);
+}
+
+// --- several masks ---
+
+// merge(rles, intersect) -> dict
+PyObject* merge(PyObject*, PyObject* const* arguments, Py_ssize_t number) {
+  return guarded([&]() -> PyObject* {
+    if (number != 2) return none();
+    const Items rles(arguments[0]);
+    const int intersect = PyObject_IsTrue(arguments[1]);
+    if (!rles.good() || rles.size() == 0 || intersect < 0) {
+      PyErr_Clear();
+      return none();
+    }
+    std::vector<Ends> masks(rles.size());
+    Rle first{}, rle;
+    for (Py_ssize_t k = 0; k < rles.size(); ++k) {
+      if (!read_rle(rles[k], &rle) || !read_ends(rle, &masks[k])) return none();
+      if (k == 0) first = rle;
+      if (rle.height != first.height || rle.width != first.width) return none();
+    }
+    Ends& merged = scratch().ends;
+    pmvis::merge(&masks, intersect != 0, &merged);
+    return make_rle(merged.data(), static_cast<int64_t>(merged.size()), first.height, first.width);
+  });
+}
+
+// Masks of one size.
+struct Group {
+  std::vector<Intervals> masks;
+  std::vector<int64_t> areas;
+
+  bool read(const Items& rles, int64_t* height, int64_t* width) {
+    masks.resize(rles.size());
+    areas.resize(rles.size());
+    for (Py_ssize_t k = 0; k < rles.size(); ++k) {
+      Rle rle;
+      if (!read_rle(rles[k], &rle) || !read_intervals(rle, &masks[k], &areas[k])) return false;
+      if (*height < 0) {
+        *height = rle.height;
+        *width = rle.width;
+      }
+      if (rle.height != *height || rle.width != *width) return false;
+    }
+    return true;
+  }
+};
+
+// iou(dts, gts, crowd, out) -> True; crowd: None or G bytes; out: (D, G) float64
+PyObject* iou(PyObject*, PyObject* const* arguments, Py_ssize_t number) {
+  return guarded([&]() -> PyObject* {
+    if (number != 4) return none();
+    const Items dts(arguments[0]), gts(arguments[1]);
+    if (!dts.good() || !gts.good()) return none();
+    const size_t pairs = static_cast<size_t>(dts.size()) * static_cast<size_t>(gts.size());
+    const Numbers array(arguments[3]);
+    auto* const out = array.room<double>(pairs);
+    const char* const crowd = arguments[2] == Py_None ? nullptr : PyBytes_AsString(arguments[2]);
+    if (out == nullptr || PyErr_Occurred() != nullptr ||
+        (crowd != nullptr && PyBytes_Size(arguments[2]) != gts.size())) {
+      PyErr_Clear();
+      return none();
+    }
+    Group first, second;
+    int64_t height = -1, width = -1;
+    if (!first.read(dts, &height, &width) || !second.read(gts, &height, &width)) return none();
+    std::vector<int64_t> common(pairs);
+    const Unlocked unlocked(pairs > 64);
+    intersections(first.masks, second.masks, height, common.data());
+    for (size_t d = 0, k = 0; d < first.areas.size(); ++d) {
+      for (size_t g = 0; g < second.areas.size(); ++g, ++k) {
+        const bool alone = crowd != nullptr && crowd[g] != 0;
+        const int64_t all = first.areas[d] + (alone ? 0 : second.areas[g] - common[k]);
+        out[k] = common[k] > 0 ? static_cast<double>(common[k]) / static_cast<double>(all) : 0.0;
+      }
+    }
+    Py_RETURN_TRUE;
+  });
+}
+
+// One frame of several tracks.
+struct TrackFrame {
+  std::vector<Rle> sizes;  // height < 0: the track is absent
+  std::vector<Intervals> masks;
+  std::vector<int64_t> areas;
+
+  explicit TrackFrame(size_t number) : sizes(number), masks(number), areas(number) {}
+
+  bool read(const std::vector<Items>& tracks, Py_ssize_t frame) {
+    for (size_t k = 0; k < tracks.size(); ++k) {
+      sizes[k].height = -1;
+      if (frame >= tracks[k].size()) continue;
+      PyObject* const rle = tracks[k][frame];
+      if (rle == Py_None) continue;
+      if (!read_rle(rle, &sizes[k])) return false;
+      if (!read_intervals(sizes[k], &masks[k], &areas[k])) return false;
+    }
+    return true;
+  }
+};
+
+bool read_tracks(PyObject* objects, std::vector<Items>* out) {
+  const Items tracks(objects);
+  if (!tracks.good()) return false;
+  for (Py_ssize_t k = 0; k < tracks.size(); ++k) {
+    out->emplace_back(tracks[k]);
+    if (!out->back().good()) return false;
+  }
+  return true;
+}
+
+// track_overlaps(dts, gts, inter, union) -> True; both (D, G) int64, zeros, are added to
+PyObject* track_overlaps(PyObject*, PyObject* const* arguments, Py_ssize_t number) {
+  return guarded([&]() -> PyObject* {
+    if (number != 4) return none();
+    std::vector<Items> dts, gts;
+    if (!read_tracks(arguments[0], &dts) || !read_tracks(arguments[1], &gts)) return none();
+    const Numbers inter_array(arguments[2]), union_array(arguments[3]);
+    auto* const inters = inter_array.room<int64_t>(dts.size() * gts.size());
+    auto* const unions = union_array.room<int64_t>(dts.size() * gts.size());
+    if (inters == nullptr || unions == nullptr) return none();
+    TrackFrame a(dts.size()), b(gts.size());
+    const auto longest = [](const std::vector<Items>& tracks) {
+      Py_ssize_t most = 0;
+      for (const Items& track : tracks) most = std::max(most, track.size());
+      return most;
+    };
+    const Py_ssize_t frames = std::max(longest(dts), longest(gts));
+    for (Py_ssize_t frame = 0; frame < frames; ++frame) {
+      if (!a.read(dts, frame) || !b.read(gts, frame)) return none();
+      for (size_t d = 0, k = 0; d < dts.size(); ++d) {
+        for (size_t g = 0; g < gts.size(); ++g, ++k) {
+          // Frames beyond the shorter track do not count.
+          if (frame >= dts[d].size() || frame >= gts[g].size()) continue;
+          const Rle &one = a.sizes[d], &other = b.sizes[g];
+          if (one.height < 0 || other.height < 0) {
+            unions[k] += (one.height < 0 ? 0 : a.areas[d]) + (other.height < 0 ? 0 : b.areas[g]);
+          } else if (one.height == other.height && one.width == other.width) {
+            const int64_t common =
+                overlap(a.masks[d].data(), static_cast<int64_t>(a.masks[d].size()),
+                        b.masks[g].data(), static_cast<int64_t>(b.masks[g].size()));
+            inters[k] += common;
+            unions[k] += a.areas[d] + b.areas[g] - common;
+          }
+        }
+      }
+    }
+    Py_RETURN_TRUE;
+  });
+}
+
+// --- polygons and plain runs ---
+
+// A list of numbers as doubles.
+bool read_polygon(PyObject* object, std::vector<double>* out) {
+  const Items values(object);
+  if (!values.good() || values.size() < 6 || values.size() % 2 != 0) return false;
+  out->resize(values.size());
+  for (Py_ssize_t k = 0; k < values.size(); ++k) {
+    PyObject* const value = values[k];
+    if (value == nullptr) return false;
+    (*out)[k] = PyFloat_AsDouble(value);
+    if ((*out)[k] == -1.0 && PyErr_Occurred() != nullptr) {
+      PyErr_Clear();
+      return false;
+    }
+  }
+  return true;
+}
+
+// from_polygons(polygons, height, width) -> dict
+PyObject* from_polygons(PyObject*, PyObject* const* arguments, Py_ssize_t number) {
+  return guarded([&]() -> PyObject* {
+    if (number != 3) return none();
+    const Items polygons(arguments[0]);
+    Rle frame;
+    if (!polygons.good() || polygons.size() == 0) return none();
+    if (!read_size(arguments[1], arguments[2], &frame)) return none();
+    std::vector<Ends> parts(polygons.size());
+    std::vector<double> xy;
+    for (Py_ssize_t k = 0; k < polygons.size(); ++k) {
+      if (!read_polygon(polygons[k], &xy) ||
+          !polygon_ends(xy.data(), static_cast<int64_t>(xy.size() / 2), frame.height, frame.width,
+                        &parts[k])) {
+        return none();
+      }
+    }
+    Ends& all = scratch().ends;
+    pmvis::merge(&parts, false, &all);
+    return make_rle(all.data(), static_cast<int64_t>(all.size()), frame.height, frame.width);
+  });
+}
+
+// from_runs(counts, height, width) -> dict
+PyObject* from_runs(PyObject*, PyObject* const* arguments, Py_ssize_t number) {
+  return guarded([&]() -> PyObject* {
+    if (number != 3) return none();
+    const Items runs(arguments[0]);
+    Rle frame;
+    if (!runs.good() || !read_size(arguments[1], arguments[2], &frame)) return none();
+    Ends& ends = scratch().ends;
+    ends.clear();
+    int64_t at = 0;
+    for (Py_ssize_t k = 0; k < runs.size(); ++k) {
+      if (runs[k] == nullptr || !PyLong_CheckExact(runs[k])) return none();
+      const long long run = PyLong_AsLongLong(runs[k]);
+      if (run == -1) PyErr_Clear();
+      if (run < 0 || run > frame.pixels() - at) return none();
+      at += run;
+      ends.push_back(static_cast<uint32_t>(at));
+    }
+    if (at != frame.pixels()) return none();
+    if (ends.empty()) ends.push_back(0);
+    return make_rle(ends.data(), static_cast<int64_t>(ends.size()), frame.height, frame.width);
+  });
+}
+
+// to_runs(rle) -> list of int
+PyObject* to_runs(PyObject*, PyObject* object) {
+  return guarded([&]() -> PyObject* {
+    Rle rle;
+    Ends& ends = scratch().ends;
+    if (!read_rle(object, &rle) || !read_ends(rle, &ends)) return none();
+    Owned list(PyList_New(static_cast<Py_ssize_t>(ends.size())));
+    if (list == nullptr) return nullptr;
+    for (size_t k = 0; k < ends.size(); ++k) {
+      PyObject* const run = PyLong_FromLongLong(int64_t{ends[k]} - (k > 0 ? ends[k - 1] : 0));
+      if (run == nullptr) return nullptr;
+      if (PyList_SetItem(list.get(), static_cast<Py_ssize_t>(k), run) != 0) return nullptr;
+    }
+    return list.release();
+  });
+}
+
+using Fast = PyObject* (*)(PyObject*, PyObject* const*, Py_ssize_t);
+
+PyMethodDef fast(const char* name, Fast function) {
+  return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function)),
+          METH_FASTCALL, nullptr};
+}
+
+PyMethodDef methods[] = {
+    {"encode", encode, METH_O, nullptr},
+    fast("decode", decode),
+    {"area", area, METH_O, nullptr},
+    {"box", box, METH_O, nullptr},
+    {"areas", areas, METH_O, nullptr},
+    {"boxes", boxes, METH_O, nullptr},
+    fast("faulty", faulty),
+    fast("merge", merge),
+    fast("iou", iou),
+    fast("track_overlaps", track_overlaps),
+    fast("from_polygons", from_polygons),
+    fast("from_runs", from_runs),
+    {"to_runs", to_runs, METH_O, nullptr},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_masks", nullptr, -1, methods,
+                          nullptr,               nullptr,  nullptr, nullptr};
 
 }  // namespace
+}  // namespace pmvis
 
-PMVIS_EXPORT void pmvis_free(char* text) { std::free(text); }
-
-// masks: (N, H, W), or (N, W, H) if by_columns. Texts come one after the other in *out.
-PMVIS_EXPORT int64_t pmvis_rle_encode(const uint8_t* masks, int64_t number, int64_t height,
-                                      int64_t width, int by_columns, char** out, int64_t* lengths) {
-  return guarded([&] {
-    std::string text;
-    Scratch scratch;
-    for (int64_t n = 0; n < number; ++n) {
-      const size_t before = text.size();
-      const uint8_t* mask = masks + n * height * width;
-      Writer writer(&text);
-      if (by_columns != 0 || height * width == 0) {
-        encode_columns(mask, height * width, &scratch, &writer);
-      } else {
-        encode_rows(mask, height, width, &scratch, &writer);
-      }
-      lengths[n] = static_cast<int64_t>(text.size() - before);
-    }
-    return hand_over(text, out);
-  });
-}
-
-// out: (N, H, W), written; `cleared`: it is all zeros already.
-PMVIS_EXPORT int64_t pmvis_rle_decode(const char* data, const int64_t* lengths, int64_t number,
-                                      int64_t height, int64_t width, int cleared, uint8_t* out) {
-  return guarded([&] {
-    const int64_t pixels = height * width;
-    std::vector<Interval> intervals;
-    return for_each({data, lengths, number}, pixels, [&](int64_t k, const Runs& runs) {
-      intervals_of(runs, &intervals);
-      uint8_t* mask = out + k * pixels;
-      if (cleared == 0 && pixels > 0) std::memset(mask, 0, pixels);
-      fill(intervals, height, width, mask);
-    });
-  });
-}
-
-// areas: (N,), written.
-PMVIS_EXPORT int64_t pmvis_rle_areas(const char* data, const int64_t* lengths, int64_t number,
-                                     int64_t pixels, int64_t* areas) {
-  return guarded([&] {
-    return for_each({data, lengths, number}, pixels,
-                    [&](int64_t k, const Runs& runs) { areas[k] = area_of(runs); });
-  });
-}
-
-// boxes: (N, 4) x1, y1, x2, y2, written.
-PMVIS_EXPORT int64_t pmvis_rle_boxes(const char* data, const int64_t* lengths, int64_t number,
-                                     int64_t height, int64_t width, int64_t* boxes) {
-  return guarded([&] {
-    std::vector<Interval> intervals;
-    return for_each({data, lengths, number}, height * width, [&](int64_t k, const Runs& runs) {
-      intervals_of(runs, &intervals);
-      const Rectangle box = rectangle_of(intervals, height);
-      boxes[4 * k] = box.x1;
-      boxes[4 * k + 1] = box.y1;
-      boxes[4 * k + 2] = box.x2;
-      boxes[4 * k + 3] = box.y2;
-    });
-  });
-}
-
-// Union or intersection of number >= 1 masks, as one text in *out.
-PMVIS_EXPORT int64_t pmvis_rle_merge(const char* data, const int64_t* lengths, int64_t number,
-                                     int64_t pixels, int intersect, char** out, int64_t* length) {
-  return guarded([&] {
-    Runs sum, next;
-    const int64_t bad =
-        for_each({data, lengths, number}, pixels, [&](int64_t k, const Runs& runs) {
-          if (k == 0) {
-            sum = runs;
-          } else {
-            merge_two(sum, runs, pixels, intersect != 0, &next);
-            sum.swap(next);
-          }
-        });
-    if (bad != kDone) return bad;
-    std::string text;
-    Writer writer(&text);
-    for (const uint32_t run : sum) writer.put(run);
-    *length = static_cast<int64_t>(text.size());
-    return hand_over(text, out);
-  });
-}
-
-// common: (D, G) pixels, written. A malformed text of the second list counts on from the first.
-PMVIS_EXPORT int64_t pmvis_rle_intersections(const char* first, const int64_t* first_lengths,
-                                             int64_t first_number, const char* second,
-                                             const int64_t* second_lengths, int64_t second_number,
-                                             int64_t pixels, int64_t* common) {
-  return guarded([&] {
-    std::vector<std::vector<Interval>> columns(second_number);
-    int64_t bad = for_each({second, second_lengths, second_number}, pixels,
-                           [&](int64_t g, const Runs& runs) { intervals_of(runs, &columns[g]); });
-    if (bad != kDone) return bad >= 0 ? first_number + bad : bad;
-    std::vector<Interval> row;
-    return for_each({first, first_lengths, first_number}, pixels, [&](int64_t d, const Runs& runs) {
-      intervals_of(runs, &row);
-      for (int64_t g = 0; g < second_number; ++g) {
-        common[d * second_number + g] = overlap(row, columns[g]);
-      }
-    });
-  });
-}
-
-// Summed intersection and union of frames that both tracks hold. Frame k's texts have pixels[k]
-// pixels; a malformed text is reported as 2 * k (first track) or 2 * k + 1.
-PMVIS_EXPORT int64_t pmvis_rle_track_overlap(const char* first, const int64_t* first_lengths,
-                                             const char* second, const int64_t* second_lengths,
-                                             int64_t number, const int64_t* pixels,
-                                             int64_t* intersection_and_union) {
-  return guarded([&] {
-    Runs a_runs, b_runs;
-    std::vector<Interval> a, b;
-    int64_t inter = 0, sum = 0;
-    for (int64_t k = 0; k < number; ++k) {
-      if (!parse(first, first_lengths[k], pixels[k], &a_runs)) return 2 * k;
-      if (!parse(second, second_lengths[k], pixels[k], &b_runs)) return 2 * k + 1;
-      intervals_of(a_runs, &a);
-      intervals_of(b_runs, &b);
-      inter += overlap(a, b);
-      sum += area_of(a_runs) + area_of(b_runs);
-      first += first_lengths[k];
-      second += second_lengths[k];
-    }
-    intersection_and_union[0] = inter;
-    intersection_and_union[1] = sum - inter;
-    return kDone;
-  });
+PyMODINIT_FUNC PyInit__masks() {
+  if (!pmvis::make_keys()) return nullptr;
+  PyObject* const module = PyModule_Create(&pmvis::definition);
+  if (module == nullptr) return nullptr;
+  const char* const instructions = pmvis::has_avx2() ? "avx2" : "base";
+  if (PyModule_AddStringConstant(module, "instructions", instructions) != 0) {
+    Py_DECREF(module);
+    return nullptr;
+  }
+  return module;
 }

@@ -136,7 +136,7 @@ def _masks() -> list[Finding]:
     name = "masks (RLE encode, decode, area, box, merge, IoU, track overlap)"
     if library is None:
         return [Finding("native", name, State.FALLBACK, "numpy", reason)]
-    return [Finding("native", name, State.GOOD, "compiled (base)", reason)]
+    return [Finding("native", name, State.GOOD, f"compiled ({library.instructions})", reason)]
 
 
 def _operations() -> list[Finding]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from pmvis_core import masks
 from pmvis_core.errors import UsageError
-from pmvis_core.types import RLE, Box, Track, VideoTracks
+from pmvis_core.types import Box, Track, VideoTracks
 
 
 @dataclass(frozen=True)
@@ -199,9 +199,8 @@ class _Shape:
     @classmethod
     def of(cls, track: Track) -> _Shape:
         """Measure a track."""
-        present: list[RLE] = [rle for rle in track.rles if rle is not None]
-        boxes = tuple(None if rle is None else masks.to_box(rle) for rle in track.rles)
-        return cls(track, sum(masks.area(rle) for rle in present), boxes)
+        areas = masks.track_areas(track.rles)
+        return cls(track, sum(area or 0 for area in areas), masks.track_boxes(track.rles))
 
     def most_shared(self, other: _Shape) -> float:
         """Return an upper bound of the two tracks' intersection in pixels."""

@@ -1,207 +1,97 @@
-"""The compiled libraries: where they lie, and the mask kernels of ``_masks.so`` through ctypes.
+"""The compiled libraries: where they lie, and what ``_masks.so`` offers.
 
-``_masks.so`` is plain C ABI and loads without torch; ``_C.so`` (see `ops`) needs torch. Both are
-looked for in ``PMVIS_LIB_DIR`` and beside this package; ``PMVIS_NATIVE=off`` turns them off.
-Either may be absent: then the twins in numpy and torch do the same work.
+``_masks.so`` is a Python extension that needs neither torch nor numpy; ``_C.so`` (see `ops`) needs
+torch. Both are looked for in ``PMVIS_LIB_DIR`` and beside this package; ``PMVIS_NATIVE=off`` turns
+them off. Either may be absent: then the twins in numpy and torch do the same work.
+
+    library, reason = load_mask_library()
 """
 
 from __future__ import annotations
 
-import ctypes
 import functools
+import importlib.util
 import os
 from collections.abc import Sequence
+from importlib.machinery import ExtensionFileLoader
 from pathlib import Path
-from typing import Any, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, Literal, Protocol, cast
 
 import pmvis_core
-from pmvis_core import rle_numpy
-from pmvis_core.types import Box
-
-Ints = NDArray[np.int64]
-
-_NO_MEMORY = -2
+from pmvis_core.types import RLE, Box
 
 
-class MaskKernels(Protocol):
-    """What `masks` asks of its kernels; see `rle_numpy` for arguments and results."""
+class MaskLibrary(Protocol):
+    """The functions of ``_masks.so`` (csrc/masks.cpp); `masks` is their caller.
 
-    def encode(self, masks: NDArray[np.uint8], /) -> list[str]:
-        """Encode (N, H, W) masks."""
+    Each takes what is usual (plain dicts with whole sizes, lists or tuples of them, uint8 or bool
+    arrays) and returns None for everything else, malformed or not: the caller then asks
+    `rle_numpy`, which answers or raises. None of them raises but for want of memory.
+    """
 
-    def decode(self, counts: Sequence[bytes], out: NDArray[np.uint8], cleared: bool, /) -> None:
-        """Decode into (N, H, W)."""
+    instructions: str
+    """What the library uses of this processor: ``avx2`` or ``base``."""
 
-    def areas(self, counts: Sequence[bytes], height: int, width: int, /) -> Ints:
-        """Return (N,) areas."""
+    def encode(self, array: Any, /) -> Any:
+        """Return the RLE of (H, W) pixels, a list of them for (N, H, W)."""
 
-    def boxes(self, counts: Sequence[bytes], height: int, width: int, /) -> list[Box]:
-        """Return N xyxy boxes."""
+    def decode(
+        self,
+        rles: Sequence[RLE],
+        out: Any,
+        height: int,
+        width: int,
+        x1: int,
+        y1: int,
+        x2: int,
+        y2: int,
+        /,
+    ) -> Literal[True] | None:
+        """Write the box of N masks into (N, y2 - y1, x2 - x1) bytes."""
 
-    def merge(self, counts: Sequence[bytes], height: int, width: int, intersect: bool, /) -> str:
-        """Return the union or intersection."""
+    def area(self, rle: RLE, /) -> int | None:
+        """Return the foreground pixels."""
 
-    def intersections(
-        self, first: Sequence[bytes], second: Sequence[bytes], height: int, width: int, /
-    ) -> Ints:
-        """Return (D, G) common areas."""
+    def box(self, rle: RLE, /) -> Box | None:
+        """Return the xyxy box."""
 
-    def track_overlap(
-        self, first: Sequence[bytes], second: Sequence[bytes], pixels: Sequence[int], /
-    ) -> tuple[int, int]:
-        """Return summed intersection and union."""
+    def areas(self, rles: Sequence[RLE | None], /) -> list[int | None] | None:
+        """Return foreground pixels, None for None."""
 
+    def boxes(self, rles: Sequence[RLE | None], /) -> list[Box | None] | None:
+        """Return xyxy boxes, None for None."""
 
-class MaskLibrary:
-    """The kernels of ``_masks.so``: `rle_numpy`'s functions, compiled."""
+    def faulty(self, rles: Sequence[RLE | None], first: int, /) -> int | None:
+        """Return the next index that is neither None nor a usual mask, -1 if there is none."""
 
-    def __init__(self, path: Path) -> None:
-        """Load the library.
+    def merge(self, rles: Sequence[RLE], intersect: bool, /) -> RLE | None:
+        """Return union or intersection."""
 
-        Raises:
-            OSError: it does not load.
-            AttributeError: it is another version's.
-        """
-        library = ctypes.CDLL(str(path))
-        pointer, number, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-        text = ctypes.c_char_p
-        self._encode = _function(
-            library, "encode", [pointer, number, number, number, flag, pointer, pointer]
-        )
-        self._decode = _function(
-            library, "decode", [text, pointer, number, number, number, flag, pointer]
-        )
-        self._areas = _function(library, "areas", [text, pointer, number, number, pointer])
-        self._boxes = _function(library, "boxes", [text, pointer, number, number, number, pointer])
-        self._merge = _function(
-            library, "merge", [text, pointer, number, number, flag, pointer, pointer]
-        )
-        self._intersections = _function(
-            library,
-            "intersections",
-            [text, pointer, number, text, pointer, number, number, pointer],
-        )
-        self._track_overlap = _function(
-            library, "track_overlap", [text, pointer, text, pointer, number, pointer, pointer]
-        )
-        self._free = library.pmvis_free
-        self._free.argtypes, self._free.restype = [ctypes.c_void_p], None
+    def iou(
+        self, dts: Sequence[RLE], gts: Sequence[RLE], crowd: bytes | None, out: Any, /
+    ) -> Literal[True] | None:
+        """Write IoUs into (D, G) float64."""
 
-    def encode(self, masks: NDArray[np.uint8]) -> list[str]:
-        """Encode (N, H, W) uint8 masks, foreground where nonzero, without transposing."""
-        number, height, width = masks.shape
-        by_columns = not masks.flags.c_contiguous and masks.transpose(0, 2, 1).flags.c_contiguous
-        if not by_columns:
-            masks = np.ascontiguousarray(masks)
-        lengths = np.empty(number, dtype=np.int64)
-        out = ctypes.c_void_p()
-        done = self._encode(
-            masks.ctypes.data,
-            number,
-            height,
-            width,
-            by_columns,
-            ctypes.byref(out),
-            lengths.ctypes.data,
-        )
-        _raise_if_no_memory(done)
-        text = self._take(out, int(lengths.sum()))
-        ends = np.cumsum(lengths).tolist()
-        return [text[end - n : end] for end, n in zip(ends, lengths.tolist(), strict=True)]
+    def track_overlaps(
+        self,
+        dts: Sequence[Sequence[RLE | None]],
+        gts: Sequence[Sequence[RLE | None]],
+        inter: Any,
+        union: Any,
+        /,
+    ) -> Literal[True] | None:
+        """Add common and joint pixels of tracks to two (D, G) int64 arrays."""
 
-    def decode(self, counts: Sequence[bytes], out: NDArray[np.uint8], cleared: bool) -> None:
-        """Write each mask into its row of ``out``, (N, H, W) uint8 in C order."""
-        number, height, width = out.shape
-        lengths = _lengths(counts)
-        bad = self._decode(
-            b"".join(counts), lengths, number, height, width, cleared, out.ctypes.data
-        )
-        _explain(bad, counts, height * width)
+    def from_polygons(
+        self, polygons: Sequence[Sequence[float]], height: int, width: int, /
+    ) -> RLE | None:
+        """Return the union of one polygon or more."""
 
-    def areas(self, counts: Sequence[bytes], height: int, width: int) -> Ints:
-        """Return (N,) int64 numbers of foreground pixels."""
-        areas = (ctypes.c_int64 * len(counts))()
-        lengths = _lengths(counts)
-        bad = self._areas(b"".join(counts), lengths, len(counts), height * width, areas)
-        _explain(bad, counts, height * width)
-        return np.array(areas[:], dtype=np.int64)
+    def from_runs(self, counts: Sequence[int], height: int, width: int, /) -> RLE | None:
+        """Return the mask of plain runs."""
 
-    def boxes(self, counts: Sequence[bytes], height: int, width: int) -> list[Box]:
-        """Return xyxy boxes with an exclusive far edge; zeros where a mask is empty."""
-        boxes = (ctypes.c_int64 * (4 * len(counts)))()
-        lengths = _lengths(counts)
-        bad = self._boxes(b"".join(counts), lengths, len(counts), height, width, boxes)
-        _explain(bad, counts, height * width)
-        edges = iter(map(float, boxes[:]))
-        return list(zip(edges, edges, edges, edges, strict=True))
-
-    def merge(self, counts: Sequence[bytes], height: int, width: int, intersect: bool) -> str:
-        """Return the union (or intersection) of N >= 1 masks."""
-        lengths = _lengths(counts)
-        out, length = ctypes.c_void_p(), ctypes.c_int64()
-        bad = self._merge(
-            b"".join(counts),
-            lengths,
-            len(counts),
-            height * width,
-            intersect,
-            ctypes.byref(out),
-            ctypes.byref(length),
-        )
-        _explain(bad, counts, height * width)
-        return self._take(out, length.value)
-
-    def intersections(
-        self, first: Sequence[bytes], second: Sequence[bytes], height: int, width: int
-    ) -> Ints:
-        """Return the (D, G) int64 matrix of common foreground pixels."""
-        common = np.empty((len(first), len(second)), dtype=np.int64)
-        first_lengths, second_lengths = _lengths(first), _lengths(second)
-        bad = self._intersections(
-            b"".join(first),
-            first_lengths,
-            len(first),
-            b"".join(second),
-            second_lengths,
-            len(second),
-            height * width,
-            common.ctypes.data,
-        )
-        _explain(bad, [*first, *second], height * width)
-        return common
-
-    def track_overlap(
-        self, first: Sequence[bytes], second: Sequence[bytes], pixels: Sequence[int]
-    ) -> tuple[int, int]:
-        """Return the summed intersection and union of frames that both tracks hold."""
-        sizes = (ctypes.c_int64 * len(pixels))(*pixels)
-        sums = (ctypes.c_int64 * 2)()
-        first_lengths, second_lengths = _lengths(first), _lengths(second)
-        bad = self._track_overlap(
-            b"".join(first),
-            first_lengths,
-            b"".join(second),
-            second_lengths,
-            len(sizes),
-            sizes,
-            sums,
-        )
-        if bad != -1:
-            _raise_if_no_memory(bad)
-            frame, which = divmod(bad, 2)
-            rle_numpy.text_to_runs((first, second)[which][frame], sizes[frame])
-            raise RuntimeError("the compiled mask kernels and their twin disagree")
-        return sums[0], sums[1]
-
-    def _take(self, out: ctypes.c_void_p, length: int) -> str:
-        """Copy a text that the library allocated, and free it."""
-        try:
-            return ctypes.string_at(out, length).decode("ascii")
-        finally:
-            self._free(out)
+    def to_runs(self, rle: RLE, /) -> list[int] | None:
+        """Return plain runs."""
 
 
 def find_library(name: str) -> tuple[Path | None, str]:
@@ -224,7 +114,7 @@ def find_library(name: str) -> tuple[Path | None, str]:
 
 
 def mask_library() -> MaskLibrary | None:
-    """Return the compiled mask kernels, or None where they are absent."""
+    """Return the compiled mask operations, or None where they are absent."""
     return load_mask_library()[0]
 
 
@@ -235,34 +125,16 @@ def load_mask_library() -> tuple[MaskLibrary | None, str]:
     if path is None:
         return None, reason
     try:
-        return MaskLibrary(path), reason
-    except (OSError, AttributeError) as error:
+        return _load(path), reason
+    except ImportError as error:
         return None, f"`{path}` does not load: {error}"
 
 
-def _function(library: ctypes.CDLL, name: str, arguments: list[Any]) -> Any:
-    """Return a function of the library with its types declared."""
-    function = getattr(library, f"pmvis_rle_{name}")
-    function.argtypes = arguments
-    function.restype = ctypes.c_int64
-    return function
-
-
-def _lengths(counts: Sequence[bytes]) -> ctypes.Array[ctypes.c_int64]:
-    """Return N lengths; for the usual one or few texts this is faster than an array of numpy's."""
-    return (ctypes.c_int64 * len(counts))(*map(len, counts))
-
-
-def _explain(bad: int, counts: Sequence[bytes], pixels: int) -> None:
-    """Let the twin say what is wrong with the first malformed text, if there is one."""
-    if bad == -1:
-        return
-    _raise_if_no_memory(bad)
-    rle_numpy.text_to_runs(counts[bad], pixels)
-    raise RuntimeError("the compiled mask kernels and their twin disagree")
-
-
-def _raise_if_no_memory(code: int) -> None:
-    """Raise MemoryError if the library says so."""
-    if code == _NO_MEMORY:
-        raise MemoryError("the mask kernels ran out of memory")
+def _load(path: Path) -> MaskLibrary:
+    """Load an extension module from a file of any folder."""
+    loader = ExtensionFileLoader("_masks", str(path))
+    spec = importlib.util.spec_from_loader("_masks", loader)
+    assert spec is not None  # a loader was given
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return cast(MaskLibrary, module)

@@ -128,7 +128,12 @@ def found_strip(
     if truth is None:
         numbers = {row.id: row.id if row.instance is None else row.instance for row in rows}
         return Strip(caption, rows, {key: track_colour(number) for key, number in numbers.items()})
-    pairs = [(masks.track_iou(f.rles, t.rles), f.id, t.id) for f in rows for t in truth.tracks]
+    overlaps = masks.track_ious([f.rles for f in rows], [t.rles for t in truth.tracks])
+    pairs = [
+        (float(overlaps[i, j]), f.id, t.id)
+        for i, f in enumerate(rows)
+        for j, t in enumerate(truth.tracks)
+    ]
     colours: dict[int, Colour] = {}
     used: set[int] = set()
     for overlap, found_id, true_id in sorted(pairs, key=lambda pair: (-pair[0], pair[1:])):

@@ -7,12 +7,13 @@ comes out of here can be trusted by every stage. `tracks_io` holds the files aro
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pmvis_core import masks
 from pmvis_core.errors import DataError
+from pmvis_core.files import canonical_json
 from pmvis_core.types import RLE, Category, Supervision, Track, VideoInfo, VideoTracks
 
 FORMAT_VERSION = 1
@@ -88,21 +89,72 @@ def _typed(record: Mapping[str, Any], key: str, kind: type[_T], where: str) -> _
 
 def video_to_json(video: VideoTracks) -> dict[str, Any]:
     """Return a video as it stands on its line."""
-    info = video.video
     record: dict[str, Any] = {
-        "video": {
-            "id": info.id,
-            "name": info.name,
-            "height": info.height,
-            "width": info.width,
-            "length": info.length,
-            "file_names": list(info.file_names),
-        },
+        "video": _info_to_json(video.video),
         "tracks": [_track_to_json(track) for track in video.tracks],
     }
     if video.ignored:
         record["ignored"] = [_track_to_json(track) for track in video.ignored]
     return record
+
+
+def stream_video(video: VideoInfo, tracks: Iterable[Iterator[str]]) -> Iterator[str]:
+    """Yield, in pieces, the text of a video's line: `canonical_json` of `video_to_json`.
+
+    Args:
+        video: the video; read after the tracks are written, as its place on the line is.
+        tracks: the pieces of each track's text, from `stream_track`.
+    """
+    yield '{"tracks":['
+    for number, pieces in enumerate(tracks):
+        yield "," if number else ""
+        yield from pieces
+    yield f'],"video":{canonical_json(_info_to_json(video))}}}'
+
+
+def stream_track(
+    track: Track, length: int, appearances: Callable[[], Iterator[tuple[int, float, str]]]
+) -> Iterator[str]:
+    """Yield the text of one track in pieces, its frames read one at a time.
+
+    Args:
+        track: everything but scores and masks, which are left empty.
+        length: frames of the video.
+        appearances: gives (frame, score, run lengths) in the order of frames, as often as called.
+    """
+    record = _track_to_json(track)
+    for number, key in enumerate(sorted(record)):
+        yield f'{"," if number else "{"}"{key}":'
+        if key == "frame_scores":
+            yield from _stream_list(((t, score) for t, score, _ in appearances()), length)
+        elif key == "masks":
+            yield from _stream_list(((t, counts) for t, _, counts in appearances()), length)
+        else:
+            yield canonical_json(record[key])
+    yield "}"
+
+
+def _stream_list(entries: Iterator[tuple[int, Any]], length: int) -> Iterator[str]:
+    """Yield the text of a list of ``length`` entries, null but at the given places."""
+    written, separator = 0, "["
+    for place, value in entries:
+        yield separator + "null," * (place - written) + canonical_json(value)
+        written, separator = place + 1, ","
+    if written < length:
+        yield separator + ",".join(["null"] * (length - written))
+    yield "]" if length else "[]"
+
+
+def _info_to_json(info: VideoInfo) -> dict[str, Any]:
+    """Return what a line says of its video."""
+    return {
+        "id": info.id,
+        "name": info.name,
+        "height": info.height,
+        "width": info.width,
+        "length": info.length,
+        "file_names": list(info.file_names),
+    }
 
 
 def _track_to_json(track: Track) -> dict[str, Any]:
@@ -219,9 +271,7 @@ def check_track(track: Track, video: VideoInfo, categories: set[int], here: str)
             raise DataError(f"{here} has score {score!r}, expected a number from 0 to 1")
     if track.keyframe is not None and not 0 <= track.keyframe < video.length:
         raise DataError(f"{here} has key frame {track.keyframe} of {video.length} frames")
-    for frame, rle in enumerate(track.rles):
-        if rle is not None:
-            masks.validate(rle, f"{here}, frame {frame}")
+    masks.validate_track(track.rles, here)
 
 
 def _is_share(score: Any) -> bool:

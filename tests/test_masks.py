@@ -1,176 +1,40 @@
-"""Masks: pycocotools' bytes, the compiled kernels against their twin, and malformed input."""
+"""Masks: golden numbers, layouts, batches, unusual and malformed input, by library and twin."""
 
 from __future__ import annotations
 
 import json
+from collections import UserDict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays
 from pycocotools import mask as coco
 
-from pmvis_core import masks, native, rle_numpy
+from pmvis_core import masks, native
 from pmvis_core.errors import DataError
-from pmvis_core.types import RLE
+from tests.parity_rle import check
 
-COMPILED = native.mask_library()
-BACKENDS = [
-    "numpy",
-    pytest.param(
-        "compiled",
-        marks=pytest.mark.skipif(
-            COMPILED is None, reason=f"no compiled masks: {native.load_mask_library()[1]}"
-        ),
-    ),
-]
-PIXELS = arrays.arrays(
-    np.uint8, st.tuples(st.integers(0, 9), st.integers(0, 140)), elements=st.integers(0, 2)
+needs_library = pytest.mark.skipif(
+    native.mask_library() is None, reason=f"no compiled masks: {native.load_mask_library()[1]}"
 )
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=["numpy", pytest.param("compiled", marks=needs_library)])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Run the test with the numpy twin and with the compiled kernels."""
+    """Run the test with the numpy twin and with the compiled library."""
     if request.param == "numpy":
-        monkeypatch.setattr(native, "mask_library", lambda: None)
+        monkeypatch.setattr(masks, "_COMPILED", None)
     return request.param
 
 
-@pytest.fixture(scope="module")
-def golden(shared: Path) -> dict[str, Any]:
-    """Return the reference data by file name, and all masks by their names."""
-    folder = shared / "golden" / "rle"
-    data = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
-    data["rles"] = {
-        m["name"]: {"size": [m["h"], m["w"]], "counts": m["counts"]} for m in data["masks"]
-    }
-    return data
-
-
-def test_golden_masks(golden: dict[str, Any], backend: str) -> None:
-    for mask in golden["masks"]:
-        rle = golden["rles"][mask["name"]]
-        x, y, w, h = mask["bbox"]
-        assert masks.from_uncompressed(mask["runs"], mask["h"], mask["w"]) == rle
-        assert masks.encode(masks.decode(rle)) == rle
-        assert masks.area(rle) == mask["area"]
-        assert masks.to_box(rle) == (x, y, x + w, y + h)
-
-
-def test_golden_decoding(golden: dict[str, Any], backend: str) -> None:
-    for mask in golden["masks"]:
-        expected = np.repeat(np.arange(len(mask["runs"])) % 2, mask["runs"])
-        decoded = masks.decode(golden["rles"][mask["name"]])
-        assert decoded.flags.c_contiguous
-        assert np.array_equal(decoded.ravel(order="F"), expected)
-
-
-def test_golden_merge(golden: dict[str, Any], backend: str) -> None:
-    for case in golden["merge"]:
-        operands = [golden["rles"][name] for name in case["names"]]
-        if "note" in case:
-            with pytest.raises(DataError, match="differ in size"):
-                masks.merge(operands)
-            continue
-        for key, intersect in (("union", False), ("intersect", True)):
-            assert masks.merge(operands, intersect)["counts"] == case[key]["counts"]
-
-
-def test_golden_iou(golden: dict[str, Any], backend: str) -> None:
-    for case in golden["iou"]:
-        dts, gts = ([golden["rles"][name] for name in case[key]] for key in ("dt", "gt"))
-        if "note" in case:
-            with pytest.raises(DataError, match="differ in size"):
-                masks.iou(dts, gts)
-            continue
-        assert masks.iou(dts, gts, case["iscrowd"]).tolist() == case["iou"]
-        assert masks.iou(dts, gts).tolist() == case["iou_nocrowd"]
-
-
-def test_golden_track_iou(golden: dict[str, Any], backend: str) -> None:
-    for case in golden["track_iou"]:
-        assert masks.track_overlap(case["dt"], case["gt"]) == (case["inter"], case["union"])
-        assert masks.track_iou(case["dt"], case["gt"]) == case["iou"]
-
-
-def test_golden_noncanonical(golden: dict[str, Any], backend: str) -> None:
-    reference: RLE = {"size": [3, 4], "counts": golden["noncanonical"]["ref"]["counts"]}
-    for case in golden["noncanonical"]["cases"]:
-        rle: RLE = {"size": [case["h"], case["w"]], "counts": case["counts"]}
-        if "merge_with_ref_union" not in case:
-            with pytest.raises(DataError, match="runs cover"):
-                masks.validate(rle, "here")
-            continue
-        assert masks.decode(rle).ravel(order="F").tolist() == case["decode_colmajor"]["ok"]
-        assert masks.merge([rle, reference])["counts"] == case["merge_with_ref_union"]["ok"]
-        crossed = masks.merge([rle, reference], intersect=True)["counts"]
-        assert crossed == case["merge_with_ref_intersect"]["ok"]
-        assert masks.iou([rle], [reference]).tolist() == case["iou_with_ref"]["ok"]
-        assert masks.iou([rle], [reference], [1]).tolist() == case["iou_with_ref_crowd"]["ok"]
-        x, y, w, h = case["bbox"]["ok"]
-        # pycocotools wraps round where all foreground runs are empty; zeros are right there.
-        expected = (x, y, x + w, y + h) if case["area"] else (0, 0, 0, 0)
-        assert masks.to_box(rle) == expected
-
-
-def test_golden_polygons(golden: dict[str, Any], backend: str) -> None:
-    for case in golden["polygons"]["polygons"]:
-        rle = masks.from_polygons(case["polygons"], case["h"], case["w"])
-        assert rle["counts"] == case["merged"]
-        assert masks.area(rle) == case["area"]
-
-
-@given(PIXELS)
-def test_round_trip_in_every_order_equals_pycocotools(pixels: np.ndarray) -> None:
-    expected = coco.encode(np.asfortranarray(pixels != 0).astype(np.uint8, order="F"))
-    text = expected["counts"].decode()
-    for kernels in filter(None, (rle_numpy, COMPILED)):
-        for laid in (pixels, np.asfortranarray(pixels), np.repeat(pixels, 2, axis=1)[:, ::2]):
-            assert kernels.encode(laid[None]) == [text]
-        for cleared in (True, False):
-            out = np.full((1, *pixels.shape), 0 if cleared else 7, dtype=np.uint8)
-            kernels.decode([text.encode()], out, cleared)
-            assert np.array_equal(out[0], pixels != 0)
-
-
-@given(st.data())
-def test_compiled_kernels_equal_their_twin(data: st.DataObject) -> None:
-    if COMPILED is None:
-        pytest.skip("no compiled masks")
-    height, width = data.draw(st.integers(1, 8)), data.draw(st.integers(1, 70))
-    stack = data.draw(arrays.arrays(np.bool_, (data.draw(st.integers(1, 4)), height, width)))
-    texts = [text.encode() for text in rle_numpy.encode(stack.view(np.uint8))]
-    for name, arguments in (
-        ("areas", (texts, height, width)),
-        ("boxes", (texts, height, width)),
-        ("merge", (texts, height, width, False)),
-        ("merge", (texts, height, width, True)),
-        ("intersections", (texts, texts[:2], height, width)),
-        ("track_overlap", (texts, texts[::-1], [height * width] * len(texts))),
-    ):
-        expected, got = (getattr(kernels, name)(*arguments) for kernels in (rle_numpy, COMPILED))
-        assert np.array_equal(expected, got), name
-
-
-@given(st.binary(max_size=12), st.integers(0, 40))
-@settings(max_examples=300)
-def test_any_bytes_decode_or_raise_the_same_error(text: bytes, height: int) -> None:
-    if COMPILED is None:
-        pytest.skip("no compiled masks")
-    # Half of the examples use the alphabet, so that more of them get past the first check.
-    if height % 2:
-        text = bytes(48 + byte % 64 for byte in text)
-    outcomes = []
-    for kernels in (rle_numpy, COMPILED):
-        try:
-            outcomes.append(kernels.areas([text], height, 3).tolist())
-        except DataError as error:
-            outcomes.append(error.message)
-    assert outcomes[0] == outcomes[1]
+def test_every_golden_number(shared: Path, backend: str) -> None:
+    lines = list(check(shared / "golden" / "rle"))
+    assert [line for line in lines if not line[1]] == []
+    assert {name.split()[0] for name, _, _ in lines} == {
+        "masks", "merge", "iou", "track_iou", "noncanonical", "polygons"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -253,6 +117,31 @@ def test_decode_into_an_array_that_is_given(backend: str) -> None:
             masks.decode(masks.encode(mask), wrong)
 
 
+def test_decode_a_box_and_a_stack_into_arrays(backend: str) -> None:
+    stack = np.random.default_rng([0, 4]).random((3, 20, 31)) < 0.5
+    rles = masks.encode_many(stack)
+    out = np.full((3, 6, 9), 5, dtype=np.uint8)
+    box = (4.0, 3.0, 13.0, 9.0)
+    assert masks.decode_many(rles, out, box) is out
+    assert np.array_equal(out, stack[:, 3:9, 4:13])
+    truth = np.zeros((20, 31), dtype=bool)
+    assert np.array_equal(masks.decode(rles[1], truth), stack[1])
+    assert masks.decode(rles[0], box=masks.to_box(masks.empty(20, 31))).shape == (0, 0)
+    with pytest.raises(DataError, match=r"expected uint8 or bool of shape \(3, 6, 9\)"):
+        masks.decode_many(rles, out[:2], box)
+    wrong = [
+        (0, 0, 32, 5),
+        (-1, 0, 3, 5),
+        (3, 0, 2, 5),
+        (0, 0, 2.5, 5),
+        (0, 0, 2),
+        (0, 0, 9, np.nan),
+    ]
+    for box in wrong:
+        with pytest.raises(DataError, match="`box` is"):
+            masks.decode(rles[0], box=box)
+
+
 @pytest.mark.parametrize("array", [np.zeros((2, 3, 4), bool), np.zeros((2, 3))])
 def test_encode_refuses_other_arrays(array: np.ndarray) -> None:
     with pytest.raises(DataError, match="expected"):
@@ -271,6 +160,91 @@ def test_what_pycocotools_writes_is_read_and_the_other_way_round(backend: str) -
     assert masks.merge(ours)["counts"] == coco.merge(theirs)["counts"].decode()
 
 
+def test_fortran_stacks_of_pycocotools_are_encoded_in_place(backend: str) -> None:
+    stack = (np.random.default_rng([0, 5]).random((40, 50, 6)) < 0.5).astype(np.uint8)
+    theirs = coco.encode(np.asfortranarray(stack))
+    ours = masks.encode_many(np.asfortranarray(stack).transpose(2, 0, 1))
+    assert [rle["counts"] for rle in ours] == [rle["counts"].decode() for rle in theirs]
+    assert masks.encode(np.asfortranarray(stack)[:, :, 2]) == ours[2]
+    assert masks.encode_many(stack.transpose(2, 0, 1)[::2]) == ours[::2]
+
+
+@needs_library
+def test_the_library_answers_whatever_is_usual() -> None:
+    library = native.mask_library()
+    assert library is not None
+    assert library.instructions in {"avx2", "base"}
+    stack = np.random.default_rng([0, 6]).random((3, 20, 30)) < 0.5
+    for laid in (stack, stack.view(np.uint8), np.asfortranarray(stack.T).T, stack[::-1], stack[0]):
+        assert library.encode(laid) is not None
+    rles = masks.encode_many(stack)
+    theirs: Any = [{"size": tuple(r["size"]), "counts": r["counts"].encode()} for r in rles]
+    wide = np.zeros((3, 20, 30), dtype=np.uint8)
+    inter, union = np.zeros((2, 2, 1), dtype=np.int64)
+    for usual in (rles, theirs, tuple(rles)):
+        answers = (
+            library.decode(usual, wide, 20, 30, 0, 0, 30, 20),
+            library.area(usual[0]),
+            library.box(usual[0]),
+            library.areas([*usual, None]),
+            library.boxes([*usual, None]),
+            library.merge(usual, False),
+            library.iou(usual, usual[:1], b"\1", np.zeros((3, 1))),
+            library.track_overlaps([usual, usual[:1]], [[None, *usual]], inter, union),
+            library.to_runs(usual[0]),
+        )
+        assert None not in answers
+        assert library.faulty([None, *usual], 0) == -1
+    assert library.from_polygons([(1, 2.5, 8, np.float64(3), 4, 15)], 20, 30) is not None
+    assert library.from_runs([5, 595], 20, 30) is not None
+
+
+def test_unusual_but_right_values_are_taken(backend: str) -> None:
+    rle = masks.encode(np.eye(4, 5, dtype=bool))
+    odd: Any = UserDict({"size": (np.int64(4), np.int32(5)), "counts": rle["counts"]})
+    assert masks.area(odd) == masks.areas([odd, rle])[1] == 4
+    assert masks.to_box(odd) == masks.track_boxes([None, odd])[1] == (0, 0, 4, 4)
+    assert masks.merge([odd, rle]) == rle
+    assert np.array_equal(masks.decode_many([rle, odd]), np.stack([np.eye(4, 5)] * 2))
+    assert masks.iou([odd], [rle], np.array([True])).tolist() == [[1.0]]
+    assert masks.track_overlap([odd, {}], [rle, rle]) == (4, 8)  # type: ignore[list-item]
+    assert masks.from_uncompressed(np.array([0, 20]), 4, 5) == masks.from_uncompressed(
+        (0, 20), 4, 5
+    )
+    masks.validate_track([rle, None, dict(odd)], "here")
+
+
+def test_many_threads_at_once(backend: str) -> None:
+    stack = np.random.default_rng([0, 7]).random((12, 300, 400)) < 0.5
+    expected = [masks.encode(mask) for mask in stack]
+
+    def work(mask: np.ndarray) -> bool:
+        rle = masks.encode(mask)
+        return bool((masks.decode(rle) == mask).all()) and rle in expected
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, [mask for mask in stack for _ in range(4)]))
+
+
+def test_measures_of_a_track(backend: str) -> None:
+    rle = masks.encode(np.eye(4, 5, dtype=bool))
+    bad: Any = {"size": [4, 5], "counts": "5"}
+    assert masks.track_areas([rle, None, rle]) == (4, None, 4)
+    assert masks.track_boxes([None, rle]) == (None, (0.0, 0.0, 4.0, 4.0))
+    masks.validate_track([None, rle], "track 1")
+    for use in (masks.track_areas, masks.track_boxes, masks.validate_track):
+        with pytest.raises(DataError, match="track 1, frame 2: malformed RLE: the runs cover"):
+            use([rle, None, bad], "track 1")
+    with pytest.raises(DataError, match=r"^malformed RLE"):
+        masks.track_areas([bad])
+    for measure in (masks.areas, masks.to_boxes):
+        with pytest.raises(DataError, match="a mask is None"):
+            measure([rle, None])  # type: ignore[list-item]
+    for value in ({}, [], "text", 3):
+        with pytest.raises(DataError, match="track 1, frame 0: is no RLE"):
+            masks.validate_track([value], "track 1")
+
+
 def test_no_masks_at_all(backend: str) -> None:
     rle = masks.empty(4, 5)
     assert masks.iou([], [rle]).shape == (0, 1)
@@ -285,6 +259,13 @@ def test_no_masks_at_all(backend: str) -> None:
 def test_iscrowd_needs_an_entry_for_each_ground_truth() -> None:
     with pytest.raises(DataError, match="iscrowd"):
         masks.iou([masks.empty(2, 2)], [masks.empty(2, 2)], [0, 1])
+
+
+def test_boxes_are_pycocotools(backend: str) -> None:
+    boxes = [(-3, 2, 8.5, 9.25), (0, 0, 20, 10), (5, 5, 5, 9), (30, 3, 40, 5)]
+    corners = np.array([[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in boxes], dtype=float)
+    theirs = [rle["counts"].decode() for rle in coco.frPyObjects(corners, 10, 20)]
+    assert [rle["counts"] for rle in masks.from_boxes(boxes, 10, 20)] == theirs
 
 
 @pytest.mark.parametrize(

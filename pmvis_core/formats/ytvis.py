@@ -269,7 +269,13 @@ def read_document(path: Path, what: str) -> Any:
 def _first_bytes(path: Path) -> bytes:
     """Return the beginning of a plain or gzip file, or of what waits on standard input."""
     if str(path) == STDIO:
-        return cast(io.BufferedReader, sys.stdin.buffer).peek(_SNIFFED_BYTES)
+        waiting = cast(io.BufferedReader, sys.stdin.buffer).peek(_SNIFFED_BYTES)
+        if not waiting.startswith(b"\x1f\x8b"):
+            return waiting
+        try:
+            return zlib.decompressobj(wbits=31).decompress(waiting, _SNIFFED_BYTES)
+        except zlib.error:
+            return b""
     try:
         with path.open("rb") as raw:
             if raw.peek(2)[:2] == b"\x1f\x8b":

@@ -138,12 +138,10 @@ def as_track(row: Annotation, video: VideoInfo, where: str) -> Track:
     )
 
 
-def box_xywh(rle: RLE | None) -> list[float] | None:
-    """Return ``[x, y, width, height]`` in pixels, None for no or an empty mask."""
-    if rle is None:
-        return None
-    x1, y1, x2, y2 = masks.to_box(rle)
-    return [x1, y1, x2 - x1, y2 - y1] if x2 > x1 else None
+def boxes_xywh(rles: Sequence[RLE | None]) -> list[list[float] | None]:
+    """Return ``[x, y, width, height]`` in pixels of each frame, None for no or an empty mask."""
+    boxes = ((0.0, 0.0, 0.0, 0.0) if box is None else box for box in masks.track_boxes(rles))
+    return [[x1, y1, x2 - x1, y2 - y1] if x2 > x1 else None for x1, y1, x2, y2 in boxes]
 
 
 def as_object(value: Any, where: str) -> dict[str, Any]:
@@ -200,19 +198,17 @@ def _masks(
             f"{where} has no `segmentations`, expected a list with a mask or null for each frame"
         )
     rles: list[RLE | None] = []
-    areas: list[int | None] = []
     converted = False
     for frame, value in enumerate(segmentations):
         try:
             rle = _mask(value, video)
             rles.append(rle)
-            areas.append(None if rle is None else masks.area(rle))
         except DataError as error:
             raise DataError(f"{where}, frame {frame}: {error.message}", error.hint) from error
         converted |= rle is not None and not (
             isinstance(value, dict) and isinstance(value["counts"], str)
         )
-    return tuple(rles), tuple(areas), converted
+    return tuple(rles), masks.track_areas(rles, where), converted
 
 
 def _mask(value: Any, video: VideoInfo) -> RLE | None:
@@ -234,7 +230,7 @@ def _mask(value: Any, video: VideoInfo) -> RLE | None:
 def _not_implied(row: Annotation, rles: Sequence[RLE | None]) -> dict[str, Any]:
     """Return the keys of an annotation that its masks do not tell already."""
     kept = {key: value for key, value in row.extra.items() if key not in (BLOCK, "bboxes")}
-    if "bboxes" in row.extra and row.extra["bboxes"] != [box_xywh(rle) for rle in rles]:
+    if "bboxes" in row.extra and row.extra["bboxes"] != boxes_xywh(rles):
         kept["bboxes"] = row.extra["bboxes"]
     areas = [a if r is not None else None for a, r in zip(row.mask_areas, rles, strict=True)]
     if row.areas is not None and list(row.areas) != areas:

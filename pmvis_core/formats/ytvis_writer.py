@@ -12,7 +12,7 @@ from typing import Any
 
 from pmvis_core import masks
 from pmvis_core.formats.ytvis import TrackSource
-from pmvis_core.formats.ytvis_annotation import BLOCK, box_xywh
+from pmvis_core.formats.ytvis_annotation import BLOCK, boxes_xywh
 from pmvis_core.types import Supervision, Track, VideoInfo, VideoTracks
 
 
@@ -82,8 +82,8 @@ def _annotation(video: VideoInfo, track: Track, crowd: bool, number: int) -> dic
         "width": video.width,
         "length": video.length,
         "segmentations": list(track.rles),
-        "bboxes": [box_xywh(rle) for rle in track.rles],
-        "areas": [None if rle is None else masks.area(rle) for rle in track.rles],
+        "bboxes": boxes_xywh(track.rles),
+        "areas": list(masks.track_areas(track.rles)),
     }
     if not _is_human(track):
         row["score"] = track.score
@@ -106,7 +106,7 @@ def _is_untouched(track: Track) -> bool:
 
 def _block(track: Track, number: int) -> dict[str, Any]:
     """Return what YouTube-VIS has no key for and a reader could not infer."""
-    usual = tuple(track.score if rle and masks.area(rle) else None for rle in track.rles)
+    usual = tuple(track.score if area else None for area in masks.track_areas(track.rles))
     implied = Supervision.MASK if _is_human(track) else Supervision.PSEUDO
     facts: tuple[tuple[str, Any, bool], ...] = (
         ("track_id", track.id, track.id != number),

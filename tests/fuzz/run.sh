@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# Fuzzes the C++ readers under the address and undefined-behaviour sanitizers: `run.sh [TARGET...]`
+# with targets rle, masks, eval. With clang it is libFuzzer's work, otherwise driver.cpp's. RUNS,
+# SECONDS_EACH and SEED change the defaults. Ends with an error on the first finding.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+out=${OUT:-build/fuzz}
+runs=${RUNS:-1000000}
+seconds=${SECONDS_EACH:-120}
+seed=${SEED:-1}
+flags=(-std=c++17 -O2 -g -pthread -fno-omit-frame-pointer -fsanitize=address,undefined
+       -fno-sanitize-recover=all -Wall -Wextra -Wno-psabi)
+avx2=(-mavx2 -mbmi -mbmi2 -mlzcnt -mpopcnt)
+if command -v clang++ >/dev/null; then
+  compiler=clang++ engine=(-fsanitize=fuzzer)
+else
+  compiler=${CXX:-g++} engine=(tests/fuzz/driver.cpp)
+fi
+[[ $(uname -m) == x86_64 ]] && flags+=(-DPMVIS_X86_ISA)
+mkdir -p "$out"
+
+# Compiles csrc/NAME.cpp for each NAME; those for AVX2 only where they can run.
+objects=()
+compile() {
+  objects=()
+  local name
+  for name in "$@"; do
+    local extra=()
+    if [[ $name == *_avx2 ]]; then
+      [[ $(uname -m) == x86_64 ]] || continue
+      extra=("${avx2[@]}")
+    fi
+    "$compiler" "${flags[@]}" "${extra[@]}" -c "csrc/$name.cpp" -o "$out/$name.o"
+    objects+=("$out/$name.o")
+  done
+}
+
+targets=("$@")
+[[ $# -gt 0 ]] || targets=(rle masks eval)
+for name in "${targets[@]}"; do
+  case $name in
+    rle) compile rle rle_avx2 ;;
+    masks) compile rle rle_avx2 dense mask_ops masks_avx2 polygons ;;
+    eval)
+      compile rle rle_avx2 polygons \
+        vis_curves vis_eval vis_group vis_masks vis_match vis_tracks
+      ;;
+    *) echo "unknown target $name: rle, masks or eval" >&2; exit 2 ;;
+  esac
+  "$compiler" "${flags[@]}" "${engine[@]}" "tests/fuzz/fuzz_$name.cpp" "${objects[@]}" \
+    -o "$out/fuzz_$name"
+  (cd "$out" && "./fuzz_$name" "-runs=$runs" "-max_total_time=$seconds" "-seed=$seed")
+done
