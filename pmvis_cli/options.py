@@ -115,7 +115,7 @@ Settings = Annotated[
 
 Shard = Annotated[
     str,
-    typer.Option("--shard", metavar="i/n", help="Work on every n-th video; `cat` joins shards."),
+    typer.Option("--shard", metavar="i/n", help="Work on every n-th video; `pmvis join` puts shards together."),
 ]
 """Which part of the videos, counting from 1."""
 
@@ -143,6 +143,21 @@ def prepare_folder(folder: Path, *, overwrite: bool, owned: tuple[str, ...]) -> 
         raise UsageError(
             f"`{folder}` already holds `{present[0]}`", "give another `-o`, or `--overwrite`"
         )
+
+
+def parsed_shard(text: str) -> tuple[int, int]:
+    """Parse ``i/n``, 1 <= i <= n.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    from pmvis_core.errors import UsageError
+
+    index, slash, count = text.partition("/")
+    numbers = (int(index), int(count)) if index.isdigit() and count.isdigit() else (0, 0)
+    if not slash or not 1 <= numbers[0] <= numbers[1]:
+        raise UsageError(f"`--shard {text}`, expected `i/n` with 1 <= i <= n, such as `1/4`")
+    return numbers
 
 
 def parsed_list(text: str, what: str, number: Any) -> list[Any]:

@@ -1,7 +1,7 @@
 """Golden cases of the official evaluators: every number, array, IoU and match, without tolerance.
 
 A folder of cases, each with ``gt.json``, ``pred.json`` and ``expected.json``. Each is evaluated
-from its files (natively where the library is built) and by the twin in numpy.
+from its files and in memory, natively where the library is built, and by the twin in numpy.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
+from pmvis_core.evaluation import compiled
 from pmvis_core.evaluation.average_precision import evaluate
 from pmvis_core.evaluation.curves import Evaluation
+from pmvis_core.evaluation.files import evaluate_files
 from pmvis_core.evaluation.protocol import iou_thresholds, recall_points
 from pmvis_core.formats.predictions import read_predictions
 from pmvis_core.formats.ytvis import read_dataset
@@ -43,8 +46,15 @@ def check(golden: Path) -> Iterator[Quantity]:
 
 def evaluations(folder: Path, protocol: str) -> Iterator[tuple[str, Evaluation]]:
     """Yield the evaluations of a case, each the way a user may come to it."""
-    truth = read_dataset(folder / "gt.json")
-    yield "memory", evaluate(truth, read_predictions(folder / "pred.json", truth), protocol)
+    files = folder / "gt.json", folder / "pred.json"
+    for threads in (1, 3):
+        found = evaluate_files(*files, protocol, exact=True, threads=threads)
+        yield f"from files on {threads} threads", found
+    truth = read_dataset(files[0])
+    predictions = read_predictions(files[1], truth)
+    yield "in memory", evaluate(truth, predictions, protocol)
+    with patch.object(compiled, "load_library", return_value=(None, "not wanted")):
+        yield "in numpy", evaluate(truth, predictions, protocol)
 
 
 def compare(found: Evaluation, expected: dict[str, Any]) -> Iterator[Quantity]:

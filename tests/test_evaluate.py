@@ -16,12 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pmvis_core import masks
+from pmvis_core.doubts import Doubts
 from pmvis_core.errors import DataError, UsageError
 from pmvis_core.evaluation.average_precision import evaluate
 from pmvis_core.evaluation.label_quality import label_quality
 from pmvis_core.evaluation.protocol import iou_thresholds, recall_points
 from pmvis_core.evaluation.tables import category_table, metrics, official_table
-from pmvis_core.formats.predictions import Doubts
 from pmvis_core.formats.ytvis import Dataset
 from pmvis_core.formats.ytvis_annotation import Annotation
 from pmvis_core.types import Category, Track, VideoInfo, VideoTracks

@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from pmvis_core import masks
+from pmvis_core.doubts import Doubts
 from pmvis_core.errors import DataError
 from pmvis_core.files import canonical_json
-from pmvis_core.formats.predictions import Doubts, match_categories, match_videos, read_predictions
+from pmvis_core.formats.predictions import match_categories, match_videos, read_predictions
 from pmvis_core.formats.ytvis import (
     Dataset,
     open_tracks,

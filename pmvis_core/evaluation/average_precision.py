@@ -18,15 +18,18 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pmvis_core import masks
+from pmvis_core.doubts import Doubts
 from pmvis_core.errors import DataError
+from pmvis_core.evaluation import compiled, paired_tracks
 from pmvis_core.evaluation.curves import Evaluation, accumulate
 from pmvis_core.evaluation.matches import Matches, Pair, PairKey
+from pmvis_core.evaluation.oddities import Oddity, note
+from pmvis_core.evaluation.paired_tracks import Tracks
 from pmvis_core.evaluation.protocol import (
     MAX_DETECTIONS,
     OCCLUSION_LEVELS,
@@ -36,11 +39,10 @@ from pmvis_core.evaluation.protocol import (
     groups_of,
     iou_thresholds,
 )
-from pmvis_core.formats.predictions import UNKNOWN_CATEGORY, Doubts
 from pmvis_core.formats.ytvis import Dataset
 from pmvis_core.formats.ytvis_annotation import Annotation
 from pmvis_core.progress import Progress, silent
-from pmvis_core.types import RLE, VideoInfo
+from pmvis_core.types import RLE
 
 
 def evaluate(
@@ -50,9 +52,11 @@ def evaluate(
     *,
     strict: bool = False,
     doubts: Doubts | None = None,
+    exact: bool = True,
+    threads: int = 0,
     progress: Progress = silent,
 ) -> Evaluation:
-    """Evaluate predictions.
+    """Evaluate predictions; natively where ``_eval.so`` is there, with the same bits.
 
     Args:
         truth: ground truth.
@@ -60,29 +64,59 @@ def evaluate(
         protocol: ``ytvis`` or ``ovis``.
         strict: refuse what is odd instead of warning.
         doubts: oddities found while reading, to be told with those found here.
+        exact: compute IoUs below 0.5, too, which match nothing; else they are 0.
+        threads: how many work natively; 0 for one a processor.
         progress: tells how many videos and categories are done.
 
     Raises:
         DataError: the ground truth has no annotations, a prediction is of an unknown video, an
             annotation lacks its `occlusion` (ovis); or anything odd with ``strict``.
     """
-    groups = groups_of(protocol)
-    check_annotated(truth)
     noted = Doubts() if doubts is None else doubts
-    gts = _group_truth(truth, noted)
-    dts = _group_predictions(truth, predictions, noted)
+    check_annotated(truth)
+    matches = match(
+        truth, predictions, protocol, noted, exact=exact, threads=threads, progress=progress
+    )
+    noted.settle(strict=strict)
+    return accumulate(truth.categories, matches)
+
+
+def match(
+    truth: Dataset,
+    predictions: Sequence[Annotation],
+    protocol: str,
+    doubts: Doubts,
+    *,
+    shard: tuple[int, int] = (1, 1),
+    exact: bool = True,
+    threads: int = 0,
+    progress: Progress = silent,
+) -> Matches:
+    """Match the predictions of the shard's videos; see `evaluate` and `files.Work`.
+
+    What is odd is noted for all videos, so that every shard knows what concerns the whole.
+
+    Raises:
+        DataError: a prediction is of an unknown video, or an annotation lacks its `occlusion`
+            (ovis).
+    """
+    groups = groups_of(protocol)
+    gts = _group_truth(truth, doubts)
+    dts = _group_predictions(truth, predictions, doubts)
     videos = {video.id: video for video in truth.videos}
+    mine = set(sorted(videos)[shard[0] - 1 :: shard[1]])
     known = {category.id for category in truth.categories}
     keys = sorted(gts.keys() | dts.keys(), key=lambda key: (key[1], key[0]))
-    used = [key for key in keys if key[0] in videos and key[1] in known]
-    pairs = [
-        _evaluate_pair(
-            key, _Tracks(videos[key[0]], gts.get(key, []), dts.get(key, [])), groups, noted
-        )
-        for key in progress(used, "evaluate")
+    tracks = [
+        Tracks(key, videos[key[0]], tuple(gts.get(key, ())), tuple(dts.get(key, ())))
+        for key in keys
+        if key[0] in mine and key[1] in known
     ]
-    noted.settle(strict=strict)
-    return accumulate(truth.categories, Matches.of_pairs(pairs, groups))
+    matches = _match_natively(tracks, groups, doubts, exact=exact, threads=threads)
+    if matches is not None:
+        return matches
+    pairs = [_evaluate_pair(pair, groups, doubts, exact) for pair in progress(tracks, "evaluate")]
+    return Matches.of_pairs(pairs, groups)
 
 
 def check_annotated(truth: Dataset) -> None:
@@ -99,14 +133,6 @@ def check_annotated(truth: Dataset) -> None:
         )
 
 
-class _Tracks(NamedTuple):
-    """Both sides of one video and category."""
-
-    video: VideoInfo
-    gts: list[Annotation]
-    dts: list[Annotation]
-
-
 def _group_truth(truth: Dataset, doubts: Doubts) -> dict[PairKey, list[Annotation]]:
     """Return the ground truth by video and category, as the official index would hand it out.
 
@@ -118,9 +144,9 @@ def _group_truth(truth: Dataset, doubts: Doubts) -> dict[PairKey, list[Annotatio
     listed = Counter(video.id for video in truth.videos)
     for row in truth.annotations:
         if row.video_id not in listed:
-            doubts.add("annotations of videos that are not listed count for nothing", _name(row))
+            note(doubts, Oddity.UNLISTED_VIDEO, row.id, row.video_id)
         elif row.category_id not in known:
-            doubts.add("annotations of unlisted categories count for nothing", _name(row))
+            note(doubts, Oddity.UNLISTED_CATEGORY, row.id, row.video_id)
         else:
             by_video[row.video_id].append(row)
     _doubt_truth(truth, listed, doubts)
@@ -135,24 +161,18 @@ def _group_truth(truth: Dataset, doubts: Doubts) -> dict[PairKey, list[Annotatio
 def _doubt_truth(truth: Dataset, listed: Counter[int], doubts: Doubts) -> None:
     """Note what is odd in the ground truth."""
     if not truth.annotations:
-        doubts.add(f"{truth.name} holds not one annotation, so no number can be given")
+        note(doubts, Oddity.NO_ANNOTATION)
     for number, times in listed.items():
         if times > 1:
-            doubts.add("video ids occur more than once, the last entry counts", f"id {number}")
+            note(doubts, Oddity.VIDEO_TWICE, number)
     for number, times in Counter(row.id for row in truth.annotations).items():
         if times > 1:
-            doubts.add(
-                "annotation ids occur more than once, the last is evaluated in place of each",
-                f"id {number}",
-            )
+            note(doubts, Oddity.ANNOTATION_TWICE, number)
         if number == 0:
-            doubts.add(
-                "an annotation has id 0, to which the official evaluator counts every match as a "
-                "false positive; number annotations from 1"
-            )
+            note(doubts, Oddity.ID_ZERO)
     for row in truth.annotations:
         if row.areas is None:
-            doubts.add("annotations without `areas` get those of their masks", _name(row))
+            note(doubts, Oddity.NO_AREAS, row.id, row.video_id)
 
 
 def _group_predictions(
@@ -168,19 +188,16 @@ def _group_predictions(
         if row.score is None or not math.isfinite(row.score):
             raise DataError(f"prediction {row.id} has score {row.score}, expected a finite number")
         if row.category_id not in known:
-            doubts.add(UNKNOWN_CATEGORY, f"category id {row.category_id}")
+            note(doubts, Oddity.UNKNOWN_CATEGORY, row.category_id)
             continue
         if row.converted:
-            doubts.add("predictions hold polygons or plain runs, which challenge servers refuse")
+            note(doubts, Oddity.CONVERTED)
         found[row.video_id, row.category_id].append(row)
     if not predictions:
-        doubts.add("there is not one prediction")
+        note(doubts, Oddity.NO_PREDICTION)
     used = {row.category_id for row in truth.annotations}
     if used and found and not any(category in used for _, category in found):
-        doubts.add(
-            "no prediction is of an annotated category, so every AP is 0; the category ids may "
-            "be those of another vocabulary"
-        )
+        note(doubts, Oddity.NO_COMMON_CATEGORY)
     for rows in found.values():
         rows.sort(key=_falling)
         del rows[MAX_DETECTIONS[-1] :]
@@ -197,17 +214,28 @@ def _name(row: Annotation) -> str:
     return f"annotation {row.id} of video {row.video_id}"
 
 
-def _evaluate_pair(key: PairKey, tracks: _Tracks, groups: Groups, doubts: Doubts) -> Pair:
+def _match_natively(
+    tracks: Sequence[Tracks], groups: Groups, doubts: Doubts, *, exact: bool, threads: int
+) -> Matches | None:
+    """Match all pairs by the compiled library; None if it is absent or refuses them."""
+    columns = paired_tracks.columns(tracks, groups, _stated_area, _occlusion)
+    found = columns and compiled.match_tracks(columns, groups, exact=exact, threads=threads)
+    if not found:
+        return None
+    for kind, numbers in found.doubts:
+        note(doubts, kind, *numbers)
+    return found.matches
+
+
+def _evaluate_pair(tracks: Tracks, groups: Groups, doubts: Doubts, exact: bool) -> Pair:
     """Match one video and category."""
     gts, dts = tracks.gts, tracks.dts
     _doubt_shapes(tracks, doubts, equal_lengths=groups.by_occlusion)
     ious, comparable = iou_matrix([d.rles for d in dts], [g.rles for g in gts])
+    if not exact:
+        ious = np.where(ious < iou_thresholds()[0], 0.0, ious)
     if not comparable:
-        doubts.add(
-            "a prediction and a ground truth have no mask in common that could be compared: both "
-            "empty, or sizes differ in every frame",
-            f"video {key[0]}, category {key[1]}",
-        )
+        note(doubts, Oddity.NOT_COMPARABLE, *tracks.key)
     crowd = np.array([g.iscrowd for g in gts], dtype=bool)
     outside = groups.outside_areas(np.array([_mean_area(g.areas, g.mask_areas) for g in gts]))
     if groups.by_occlusion:
@@ -222,7 +250,7 @@ def _evaluate_pair(key: PairKey, tracks: _Tracks, groups: Groups, doubts: Doubts
     too_far = groups.outside_areas(np.array([_mean_area(None, d.mask_areas) for d in dts]))
     ignored = matched_ignored | ((matches == 0) & too_far[:, None, :])
     return Pair(
-        *key,
+        *tracks.key,
         ious=ious,
         scores=np.array([d.score for d in dts], dtype=np.float64),
         rows=np.array([d.id for d in dts], dtype=np.int64),
@@ -234,7 +262,7 @@ def _evaluate_pair(key: PairKey, tracks: _Tracks, groups: Groups, doubts: Doubts
     )
 
 
-def _doubt_shapes(tracks: _Tracks, doubts: Doubts, *, equal_lengths: bool) -> None:
+def _doubt_shapes(tracks: Tracks, doubts: Doubts, *, equal_lengths: bool) -> None:
     """Note tracks whose length or mask sizes are not those of their video.
 
     Raises:
@@ -247,42 +275,37 @@ def _doubt_shapes(tracks: _Tracks, doubts: Doubts, *, equal_lengths: bool) -> No
             f"video {video.id} `{video.name}`: tracks have {min(lengths)} and {max(lengths)} "
             "frames, expected equal lengths under `--protocol ovis`"
         )
-    for what, rows in (("annotations", tracks.gts), ("predictions", tracks.dts)):
+    for rows, length, size in (
+        (tracks.gts, Oddity.TRUTH_LENGTH, Oddity.TRUTH_SIZE),
+        (tracks.dts, Oddity.PREDICTION_LENGTH, Oddity.PREDICTION_SIZE),
+    ):
         for row in rows:
             if len(row.rles) != video.length:
-                doubts.add(
-                    f"{what} are longer or shorter than their video; frames beyond the shorter "
-                    "of two tracks do not count",
-                    f"video {video.id}: {len(row.rles)} against {video.length} frames",
-                )
-            for size in {(r["size"][0], r["size"][1]) for r in row.rles if r is not None}:
-                if size != (video.height, video.width):
-                    doubts.add(
-                        f"masks of {what} have another size than their video and overlap nothing; "
-                        "resize them to the original frames",
-                        f"video {video.id}: {size[0]}x{size[1]} against "
-                        f"{video.height}x{video.width}",
-                    )
+                note(doubts, length, video.id, len(row.rles), video.length)
+            sizes = [(r["size"][0], r["size"][1]) for r in row.rles if r is not None]
+            for height, width in dict.fromkeys(sizes):
+                if (height, width) != (video.height, video.width):
+                    note(doubts, size, video.id, height, width, video.height, video.width)
 
 
 def iou_matrix(
     dts: Sequence[Sequence[RLE | None]], gts: Sequence[Sequence[RLE | None]]
 ) -> tuple[Floats, bool]:
     """Return (D, G) track IoUs, and False if a union was empty."""
-    ious = np.zeros((len(dts), len(gts)))
-    comparable = True
-    for row, dt in enumerate(dts):
-        for column, gt in enumerate(gts):
-            inter, union = masks.track_overlap(dt, gt)
-            ious[row, column] = inter / union if union > 0 else 0.0
-            comparable &= union > 0
-    return ious, comparable
+    inter, union = masks.track_overlaps(dts, gts)
+    ious = np.divide(inter, union, out=np.zeros(inter.shape), where=union > 0)
+    return ious, bool((union > 0).all())
 
 
 def _mean_area(annotated: Sequence[float | None] | None, of_masks: Sequence[int | None]) -> float:
     """Return the mean of the areas that are neither absent nor 0, in pixels; 0 if there is none."""
     areas = [area for area in (of_masks if annotated is None else annotated) if area]
     return float(np.array(areas).mean()) if areas else 0.0
+
+
+def _stated_area(row: Annotation) -> float:
+    """Return the mean of the stated areas, NaN if none are stated."""
+    return math.nan if row.areas is None else _mean_area(row.areas, ())
 
 
 def _occlusion(row: Annotation) -> float:

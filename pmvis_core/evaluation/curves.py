@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pmvis_core.evaluation import compiled
 from pmvis_core.evaluation.matches import Ints, Matches, Pair, PairKey
 from pmvis_core.evaluation.protocol import (
     MAX_DETECTIONS,
@@ -91,7 +92,9 @@ def accumulate(
             videos would, but for the order of equal scores. By default once.
     """
     ordered = sorted(categories, key=lambda category: category.id)
-    return summarise(ordered, matches, _curves(ordered, matches, weights))
+    arrays = compiled.curves(matches, [category.id for category in ordered], weights)
+    curves = _curves(ordered, matches, weights) if arrays is None else Curves(*arrays)
+    return summarise(ordered, matches, curves)
 
 
 def summarise(categories: Sequence[Category], matches: Matches, curves: Curves) -> Evaluation:
@@ -104,14 +107,12 @@ def summarise(categories: Sequence[Category], matches: Matches, curves: Curves) 
     """
     groups = matches.groups
     selected = {name: _selected(curves, groups, row) for name, row in table_rows(groups)}
+    columns = zip(*(_means(selected[name]) for name in _PER_CATEGORY), strict=True)
     return Evaluation(
         summary={name: _mean(values) for name, values in selected.items()},
         per_category=tuple(
-            CategoryResult(
-                category,
-                {name: _mean(selected[name][..., k]) for name in _PER_CATEGORY},
-            )
-            for k, category in enumerate(categories)
+            CategoryResult(category, dict(zip(_PER_CATEGORY, values, strict=True)))
+            for category, values in zip(categories, columns, strict=True)
         ),
         precision=_unfold(curves.precision, groups),
         recall=_unfold(curves.recall, groups),
@@ -161,6 +162,15 @@ def _mean(values: Floats) -> float | None:
     """Return the mean of the entries that have ground truth, None if there are none."""
     counted = values[values > -1]
     return float(np.mean(counted)) if counted.size else None
+
+
+def _means(values: Floats) -> list[float | None]:
+    """Return `_mean` of each category, the last axis; a category has ground truth or has none."""
+    if not values.size:
+        return [None] * values.shape[-1]
+    rows = np.ascontiguousarray(values.reshape(-1, values.shape[-1]).T)
+    pairs = zip(rows.mean(axis=1).tolist(), (rows[:, 0] > -1).tolist(), strict=True)
+    return [mean if counted else None for mean, counted in pairs]
 
 
 def _unfold(values: Floats, groups: Groups) -> Floats:

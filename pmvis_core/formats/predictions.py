@@ -6,13 +6,13 @@ names of its own: ids are trusted where the names agree, names decide where they
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from pmvis_core import masks
 from pmvis_core.categories import normalised
+from pmvis_core.doubts import UNKNOWN_CATEGORY, Doubts
 from pmvis_core.errors import DataError
 from pmvis_core.formats.ytvis import (
     Dataset,
@@ -25,45 +25,7 @@ from pmvis_core.formats.ytvis_annotation import Annotation
 from pmvis_core.tracks_io import TracksReader
 from pmvis_core.types import Category, Track, VideoInfo
 
-logger = logging.getLogger(__name__)
-
-UNKNOWN_CATEGORY = "predictions of categories that the ground truth lacks count for nothing"
-"""The kind of doubt that both readers and `evaluate` may have."""
-
 _NAMES_SHOWN = 8
-_EXAMPLES_SHOWN = 3
-
-
-class Doubts:
-    """Collects what is odd about an evaluation's input, so that each kind is told once."""
-
-    def __init__(self) -> None:
-        """Start without any."""
-        self._examples: dict[str, list[str]] = {}
-
-    def add(self, kind: str, example: str = "") -> None:
-        """Note one case of a kind of oddity."""
-        self._examples.setdefault(kind, []).append(example)
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """One text a kind, with its first examples."""
-        return tuple(_told(kind, examples) for kind, examples in self._examples.items())
-
-    def settle(self, *, strict: bool) -> None:
-        """Warn of everything collected.
-
-        Raises:
-            DataError: ``strict``, and there is something.
-        """
-        texts = self.texts
-        if not texts:
-            return
-        if strict:
-            raise DataError(
-                "odd input:" + _joined(texts), "without `--strict` this is only a warning"
-            )
-        logger.warning("odd input, counted as the official evaluator does:%s", _joined(texts))
 
 
 def read_predictions(
@@ -112,7 +74,7 @@ def as_prediction(track: Track, video_id: int) -> Annotation:
         video_id=video_id,
         category_id=track.category_id,
         rles=track.rles,
-        mask_areas=tuple(None if rle is None else masks.area(rle) for rle in track.rles),
+        mask_areas=masks.track_areas(track.rles),
         score=track.score,
     )
 
@@ -223,21 +185,6 @@ def _translated(
             )
         )
     return tuple(kept)
-
-
-def _joined(texts: Sequence[str]) -> str:
-    """Return one text as it is, several as a list."""
-    return f" {texts[0]}" if len(texts) == 1 else "".join(f"\n  - {text}" for text in texts)
-
-
-def _told(kind: str, examples: Sequence[str]) -> str:
-    """Return the text of one kind of doubt."""
-    distinct = list(dict.fromkeys(example for example in examples if example))
-    if not distinct:
-        return kind
-    more = len(distinct) - _EXAMPLES_SHOWN
-    told = "; ".join(distinct[:_EXAMPLES_SHOWN]) + (f"; and {more} more" if more > 0 else "")
-    return f"{kind}: {told}"
 
 
 def _listed(categories: Sequence[Category]) -> str:

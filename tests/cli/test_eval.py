@@ -39,12 +39,14 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_text_is_the_official_table_and_a_line_a_category(pmvis: Run, folder: Path) -> None:
-    done = pmvis("eval", folder / "r.json", "--gt", folder / "gt.json")
+def test_text_is_the_official_table(pmvis: Run, folder: Path) -> None:
+    words = ("eval", folder / "r.json", "--gt", folder / "gt.json")
+    done = pmvis(*words)
     lines = done.out.splitlines()
     assert done.code == 0
     assert lines[0].endswith("IoU=0.50:0.95 | area=   all | maxDets=100 ] = 0.500")
-    assert len([line for line in lines if line.startswith(" Average")]) == 12
+    assert [line.startswith(" Average") for line in lines] == [True] * 12
+    lines = pmvis(*words, "--per-category").out.splitlines()
     assert lines[-2].split() == ["1", "cat", "1.000", "1.000", "1.000", "1.000", "1.000"]
     assert "warning" not in done.err
 
@@ -79,6 +81,12 @@ def test_fail_under_answers_no_with_exit_1(pmvis: Run, folder: Path) -> None:
     as_json = pmvis(*words, "0.6", "--json")
     assert (as_json.code, json.loads(as_json.out)["AR1"]) == (1, 0.5)
     assert pmvis(*words, "26").code == 2
+    assert pmvis(*words, "AR1=0.4", "--fail-under", "AP50=0.5").code == 0
+    done = pmvis(*words, "AR1=0.4", "--fail-under", "AP75=0.51")
+    assert (done.code, "AP75 is 0.5000" in done.err) == (1, True)
+    assert pmvis(*words, "APl=0.1").code == 1, "no ground truth, no value"
+    done = pmvis(*words, "mAP=0.4")
+    assert (done.code, "there are AP, AP50" in done.err) == (2, True)
 
 
 def test_real_pipe_of_tracks(shell: Run, folder: Path) -> None:
@@ -157,3 +165,98 @@ def test_usage_errors_exit_2(pmvis: Run, folder: Path) -> None:
     done = pmvis("eval", folder / "r.json", "--gt", folder / "gt.json", "--protocol", "coco")
     assert (done.code, "`ytvis` or `ovis`" in done.err) == (2, True)
     assert pmvis("eval", "-", "--gt", "-").code == 2
+
+
+@pytest.fixture
+def several(tmp_path: Path) -> Path:
+    """Return a folder with six videos of two categories and predictions of mixed quality."""
+    rng = np.random.default_rng(3)
+    videos, annotations, results = [], [], []
+    for number in range(1, 7):
+        name = f"clip{number}"
+        frames = [f"{name}/{t}.jpg" for t in range(3)]
+        videos.append({"id": number, "height": 40, "width": 60, "length": 3, "file_names": frames})
+        for category in (1, 2):
+            y, x = rng.integers(0, 20), rng.integers(0, 40)
+            rles = []
+            for shift in (0, int(rng.integers(0, 6))):
+                pixels = np.zeros((40, 60), np.uint8)
+                pixels[y : y + 15, x + shift : x + shift + 14] = 1
+                rles.append(masks.encode(pixels))
+            row = {"video_id": number, "category_id": category}
+            areas = [210, 210, None]
+            annotations.append(
+                {**row, "id": len(annotations) + 1, "iscrowd": 0, "areas": areas}
+                | {"segmentations": [rles[0], rles[0], None]}
+            )
+            for score, found in ((0.9, [rles[1], rles[0], None]), (0.3, [rles[1], None, rles[1]])):
+                results.append({**row, "score": score, "segmentations": found})
+    categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+    truth = {"videos": videos, "categories": categories, "annotations": annotations}
+    (tmp_path / "gt.json").write_text(json.dumps(truth))
+    (tmp_path / "r.json").write_text(json.dumps(results))
+    (tmp_path / "worse.json").write_text(json.dumps(results[1::2]))
+    return tmp_path
+
+
+def test_shards_add_up_to_the_bits_of_one_process(shell: Run, several: Path) -> None:
+    done = shell(
+        "pmvis eval r.json --gt gt.json -o whole.json > table.txt;"
+        "for i in 1 2 3 4; do"
+        " pmvis eval r.json --gt gt.json --shard $i/4 -o $i.part || exit 1; done;"
+        "pmvis eval --merge 3.part 1.part 4.part 2.part -o merged.json | cmp - table.txt;"
+        "cmp whole.json merged.json"
+    )
+    assert done.code == 0, done.err
+    assert done.err == ""
+    assert shell("pmvis eval --merge 1.part 2.part 3.part").code == 3
+    assert shell("pmvis eval r.json --gt gt.json --shard 5/4 -o 5.part").code == 2
+    assert shell("pmvis eval r.json --gt gt.json --shard 1/4").code == 2
+
+
+def test_a_subset_is_what_its_videos_alone_would_give(pmvis: Run, several: Path) -> None:
+    truth = json.loads((several / "gt.json").read_text())
+    results = json.loads((several / "r.json").read_text())
+    (several / "some.txt").write_text("2\nclip5\n")
+    words = ("eval", several / "r.json", "--gt", several / "gt.json")
+    some = pmvis(*words, "--subset", several / "some.txt", "--json")
+    truth["videos"] = [video for video in truth["videos"] if video["id"] in {2, 5}]
+    truth["annotations"] = [row for row in truth["annotations"] if row["video_id"] in {2, 5}]
+    (several / "gt.json").write_text(json.dumps(truth))
+    (several / "r.json").write_text(json.dumps([r for r in results if r["video_id"] in {2, 5}]))
+    assert some.out == pmvis(*words, "--json").out
+    (several / "some.txt").write_text("nobody")
+    assert pmvis(*words, "--subset", several / "some.txt").code == 3
+
+
+def test_what_users_ask_for_comes_in_one_report(pmvis: Run, several: Path) -> None:
+    words = ("eval", several / "r.json", "--gt", several / "gt.json", "--errors", "--worst", "2")
+    words += ("--against", several / "worse.json", "--samples", "20", "--hota", "--score", "0.5")
+    words += ("--jf", "unsupervised", "--curves", several / "pr.npz")
+    report = json.loads(pmvis(*words, "--json").out)
+    assert report["errors"]["errors"]["duplicate"]["count"] >= 0
+    assert len(report["worst"]["videos"]) == 2
+    assert report["against"]["rows"]["AP"]["difference"] > 0
+    assert 0 < report["HOTA"]["HOTA"] <= 1
+    assert 0 < report["J&F"]["J&F-Mean"] <= 1
+    with np.load(several / "pr.npz") as curves:
+        assert curves["precision"].shape == (10, 101, 2, 4, 3)
+    text = pmvis(*words).out
+    assert all(word in text for word in ("background", "first better", "HOTA", "J&F-Mean", "clip"))
+    assert pmvis(*words, "--fail-under", "HOTA=0.999").code == 1
+    assert pmvis(*words, "--curves", several / "pr.png").code == 0
+    assert (several / "pr.png").read_bytes().startswith(b"\x89PNG")
+    assert pmvis(*words, "--curves", several / "pr.gif").code == 2
+
+
+def test_folders_of_indices_give_j_and_f(pmvis: Run, several: Path) -> None:
+    from pmvis_core.formats.davis import write_davis
+    from pmvis_core.formats.ytvis import open_tracks
+
+    write_davis(open_tracks(several / "gt.json"), several / "davis")
+    same = pmvis("eval", several / "davis", "--gt", several / "davis", "--json")
+    report = json.loads(same.out)
+    assert (same.code, report["J&F"]["J&F-Mean"]) == (0, 1.0)
+    other = pmvis("eval", several / "gt.json", "--gt", several / "davis", "--hota", "--json")
+    assert json.loads(other.out)["HOTA"]["HOTA"] > 0.9, "painted objects hide each other"
+    assert pmvis("eval", several / "davis", "--gt", several / "davis", "--errors").code == 2
