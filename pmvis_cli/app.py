@@ -59,13 +59,21 @@ COMMANDS: dict[str, Entry] = {
         PIPE,
     ),
     "train-image": Entry("train", "train_image", "Train a model on images only.", PIPE),
+    "train-propagator": Entry(
+        "train_propagator", "train_propagator", "Train DeAOT to carry masks, on images only.", PIPE
+    ),
     "infer": Entry("infer", "infer", "Label videos with a trained model.", PIPE),
     "refine": Entry("refine", "refine", "Mend tracks by propagating their key frames.", PIPE),
     "filter": Entry("filter", "filter_tracks", "Keep the tracks that can be trusted.", PIPE),
     "train-video": Entry("train", "train_video", "Train on the filtered pseudo labels.", PIPE),
     "eval": Entry("evaluate", "evaluate", "Measure AP and AR against ground truth.", PIPE),
     "view": Entry("view", "view", "Draw tracks as a video or a contact sheet.", LOOK),
+    "join": Entry("join", "join", "Join the shards of one run of infer.", LOOK),
     "convert": Entry("convert", "convert", "Convert between tracks and YouTube-VIS JSON.", LOOK),
+    "check": Entry("check", "check", "Find every fault of a submission, and pack it.", LOOK),
+    "convert-weights": Entry(
+        "convert_weights", "convert_weights", "Convert between IDOL's weights and ours.", LOOK
+    ),
     "doctor": Entry("doctor", "doctor", "Tell what this machine can do, and why not.", LOOK),
     "synth": Entry("synth", "synth", "Draw the micro-benchmark in the real formats.", TRY),
     "demo": Entry("demo", "demo", "Run the whole pipeline on the micro-benchmark.", TRY),
