@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from pmvis_core.checkpoint import to_official_name
 from pmvis_core.config import ModelConfig
 from pmvis_core.models.idol import IDOL, build_idol
+from pmvis_core.official_weights import to_official_name
 
 
 def load_recipe(shared: Path) -> Any:

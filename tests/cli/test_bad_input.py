@@ -265,7 +265,7 @@ IMAGE_WITH = f"{IMAGE} {STILLS}"
 
 WEIGHTS = [
     (f"{INFER_WITH} {{w}}/pickle", 4, ["is not a safetensors file"], True),
-    (f"{INFER_WITH} {{w}}/pickle.pth", 4, ["is not a safetensors file"], True),
+    (f"{INFER_WITH} {{w}}/pickle.pth", 3, ["which no tensor needs; it was not run"], True),
     (f"{INFER_WITH} {{w}}/half", 4, ["is not a safetensors file"], True),
     (f"{INFER_WITH} {{w}}/foreign.safetensors", 4, ["holds tensors but no pmvis model"], True),
     (f"{INFER_WITH} {{w}}/absent", 4, ["absent` do not exist"], True),
@@ -277,8 +277,8 @@ WEIGHTS = [
     (f"{INFER_WITH} {{w}}/run --device meta", 4, ["no device `meta`"], True),
     (f"{IMAGE_WITH} --init {{w}}/pickle", 4, ["is not a safetensors file"], True),
     (f"{IMAGE_WITH} --init {{w}}/absent", 4, ["absent` do not exist"], True),
-    (f"{IMAGE_WITH} --init-backbone {{w}}/pickle.pth", 4, ["no checkpoint of plain"], True),
-    (f"{IMAGE_WITH} --init-backbone {{w}}/zip.pth", 4, ["no checkpoint of plain"], True),
+    (f"{IMAGE_WITH} --init-backbone {{w}}/pickle.pth", 3, ["which no tensor needs"], True),
+    (f"{IMAGE_WITH} --init-backbone {{w}}/zip.pth", 3, ["which no tensor needs"], True),
     (f"{IMAGE_WITH} --init-backbone {{w}}/empty.pth", 4, ["no checkpoint of plain"], True),
     (f"{IMAGE_WITH} --init-backbone {{w}}/absent.pth", 4, ["absent.pth` do not exist"], True),
     (f"{IMAGE_WITH} --init-backbone {{w}}/foreign.safetensors", 4, ["lacks", "of the"], True),
