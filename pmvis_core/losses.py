@@ -463,17 +463,13 @@ def _boxinst_losses(
     height, width = logits.shape[1:]
     images = [frame.image.to(logits.device) for frame in view.frames]
     sides = torch.tensor([[i.shape[2], i.shape[1]] * 2 for i in images], device=logits.device)
-    boxes = to_xyxy(view.targets.boxes) * sides[:, None]
-    inside = box_masks(boxes.flatten(0, 1), height, width)
+    boxes = to_xyxy(view.targets.boxes[rows.frame, rows.instance]) * sides[rows.frame]
     heights = [frame.original_height for frame in view.frames]
     affinity = boxinst.affinity(images, heights, height, width)
-    most = boxes.shape[1]
-    frames = torch.arange(len(images), device=logits.device).repeat_interleave(most)
-    pairs = boxinst.pair_weights(affinity, frames, inside)
-    slot = rows.frame * most + rows.instance
-    terms, edges = boxinst.pairwise_loss(logits, pairs[slot])
+    terms, edges = boxinst.pairwise_loss(logits, affinity, rows.frame, boxes)
+    inside = box_masks(boxes, height, width)
     return {
-        "loss_prj": rows.mean(projection_loss(logits, inside[slot])),
+        "loss_prj": rows.mean(projection_loss(logits, inside)),
         "loss_pairwise": rows.sum(terms) / rows.sum(edges).clamp_min(1),
     }
 

@@ -3,11 +3,8 @@
 Tian et al., "BoxInst: High-Performance Instance Segmentation with Box Annotations" (2021). The
 projection term makes a mask as wide and as high as its box (section 3.1); the pairwise term makes
 neighbours of similar colour agree (section 3.2). Everything happens at stride 4, where mask
-logits live: h and w are a quarter of the padded batch's sides.
-
-The eight neighbours of the paper come in opposite pairs with one and the same term, so four
-offsets are kept and a pair counts once for either end that asks for it. Pairs that nobody asks
-for (most of them: outside the box, or of different colour) are never evaluated.
+logits live: h and w are a quarter of the padded batch's sides. The work over neighbours is done by
+`ops.lab_similarity` and `ops.pairwise_terms`; here is what they are asked.
 """
 
 from __future__ import annotations
@@ -20,22 +17,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-STRIDE = 4
+from pmvis_core import ops
+
+STRIDE = ops.LOGIT_STRIDE
 """Pixels of the padded batch between two mask logits."""
 _HALF = STRIDE // 2
 """Offset of a logit's pixel in its cell, as in the mask targets' ``[2::4]``."""
-_OFFSETS = ((0, 1), (1, -1), (1, 0), (1, 1))
-"""(dy, dx) of half of the eight neighbours, in units of the dilation."""
-_BOX_SLACK_PX = 1e-3
-"""Relative float32 boxes must not lose a whole pixel when they are truncated to pixels again."""
 
 
 @dataclass(frozen=True)
 class Affinity:
-    """Which neighbouring pixels of some frames look alike."""
+    """How alike neighbouring pixels of some frames look."""
 
-    similar: Tensor
-    """(F, 4, h, w) bool: the pixel and its neighbour at each offset are of similar colour."""
+    similarity: Tensor
+    """(F, 8, h, w) float32 in 0..1, of each pixel to its neighbours."""
     valid: Tensor
     """(F, h, w) bool: neither padding nor in the bottom strip."""
 
@@ -75,66 +70,40 @@ class BoxInst:
         sides = (width * STRIDE, height * STRIDE)
         padded = [F.pad(i, (0, sides[0] - i.shape[2], 0, sides[1] - i.shape[1])) for i in images]
         # As published, the means lose their fraction before the conversion.
-        means = F.avg_pool2d(torch.stack(padded).float(), STRIDE).floor()
-        lab = rgb_to_lab(means if self.channel_order == "rgb" else means.flip(1))
-        differences = lab[:, None] - neighbours(lab, self.dilation)
-        distances = (differences * differences).sum(2).sqrt()
+        means = F.avg_pool2d(torch.stack(padded).float(), STRIDE).byte()
+        colours = means if self.channel_order == "rgb" else means.flip(1)
         ends = [
             (i.shape[1] - int(self.bottom_rows * i.shape[1] / original), i.shape[2])
             for i, original in zip(images, original_heights, strict=True)
         ]
-        y, x = _sampled_pixels(height, width, lab.device)
-        end = torch.tensor(ends, device=lab.device)
+        y, x = _sampled_pixels(height, width, means.device)
+        end = torch.tensor(ends, device=means.device)
         valid = (y < end[:, :1])[:, :, None] & (x < end[:, 1:])[:, None, :]
-        return Affinity((-distances / 2).exp() >= self.threshold, valid)
+        return Affinity(ops.lab_similarity(colours, dilation=self.dilation), valid)
 
-    def pair_weights(self, affinity: Affinity, frame: Tensor, inside: Tensor) -> Tensor:
-        """Count for every pair of neighbours how many of its ends ask for their agreement.
-
-        A pixel inside the box asks for the agreement of a neighbour of similar colour that is
-        valid; it need be neither inside the box nor does the pixel itself have to be valid.
-
-        Args:
-            affinity: of F frames.
-            frame: (N,) the frame of each instance.
-            inside: (N, h, w) bool, from ``box_masks``.
-
-        Returns:
-            (N, 4, h, w) uint8 in 0..2.
-        """
-        valid = affinity.valid[frame]
-        asks = (inside[:, None] & neighbours(valid, self.dilation)).byte()
-        asked = (neighbours(inside, self.dilation) & valid[:, None]).byte()
-        return (asks + asked) * affinity.similar[frame]
-
-    def pairwise_loss(self, logits: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    def pairwise_loss(
+        self, logits: Tensor, affinity: Affinity, frame: Tensor, boxes: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Return the disagreement of neighbours and the number of edges, per instance.
-
-        With p and q the foreground probabilities of a pair (logits a and b), the term is
-        -log(p q + (1 - p)(1 - q)) = softplus(a) + softplus(b) - softplus(a + b).
 
         Args:
             logits: (N, h, w).
-            weights: (N, 4, h, w) from ``pair_weights``.
+            affinity: of F frames.
+            frame: (N,) int64, the frame of each instance.
+            boxes: (N, 4) xyxy in pixels of the padded batch.
 
         Returns:
-            (N,) weighted sums of the terms and (N,) sums of the weights.
+            (N,) sums of the terms and (N,) numbers of edges; see `ops.pairwise_terms`.
         """
-        width = logits.shape[-1]
-        here, there, weight = [], [], []
-        for offset, (dy, dx) in enumerate(_OFFSETS):
-            of_offset = weights[:, offset].flatten()
-            pixels = of_offset.nonzero()[:, 0]
-            here.append(pixels)
-            there.append(pixels + (dy * width + dx) * self.dilation)
-            weight.append(of_offset[pixels])
-        pixels, flat = torch.cat(here), logits.flatten()
-        a, b = flat[pixels], flat[torch.cat(there)]
-        edges = torch.cat(weight).to(logits.dtype)
-        terms = F.logsigmoid(-a - b) - F.logsigmoid(-a) - F.logsigmoid(-b)
-        instance = pixels // (width * logits.shape[-2])
-        zeros = logits.new_zeros(len(logits))
-        return zeros.index_add(0, instance, terms * edges), zeros.index_add(0, instance, edges)
+        return ops.pairwise_terms(
+            logits,
+            affinity.similarity,
+            frame,
+            boxes,
+            self.threshold,
+            valid=affinity.valid,
+            dilation=self.dilation,
+        )
 
 
 def projection_loss(logits: Tensor, inside: Tensor) -> Tensor:
@@ -158,62 +127,14 @@ def box_masks(boxes: Tensor, height: int, width: int) -> Tensor:
     """Fill boxes, sampled where mask logits lie.
 
     Args:
-        boxes: (N, 4) xyxy in pixels; the pixels of both corners are filled, as published.
+        boxes: (N, 4) xyxy in pixels; see `ops.box_cells`.
         height: h.
         width: w.
 
     Returns:
         (N, h, w) bool.
     """
-    x1, y1, x2, y2 = (boxes + _BOX_SLACK_PX).floor()[..., None].unbind(-2)
-    y, x = _sampled_pixels(height, width, boxes.device)
-    return ((y >= y1) & (y <= y2))[:, :, None] & ((x >= x1) & (x <= x2))[:, None, :]
-
-
-def neighbours(x: Tensor, dilation: int) -> Tensor:
-    """Return what lies at the four offsets of every pixel, zeros beyond the border.
-
-    Args:
-        x: (N, ..., h, w).
-        dilation: distance of neighbours.
-
-    Returns:
-        (N, 4, ..., h, w).
-    """
-    h, w = x.shape[-2:]
-    padded = F.pad(x, (dilation, dilation, 0, dilation))
-    return torch.stack(
-        [
-            padded[..., dy * dilation : dy * dilation + h, (1 + dx) * dilation :][..., :w]
-            for dy, dx in _OFFSETS
-        ],
-        1,
-    )
-
-
-def rgb_to_lab(rgb: Tensor) -> Tensor:
-    """Convert sRGB to CIE LAB under illuminant D65 for the 2 degree observer.
-
-    Args:
-        rgb: (..., 3, h, w) float, 0..255.
-
-    Returns:
-        (..., 3, h, w): L in 0..100, a and b.
-    """
-    v = rgb / 255
-    linear = torch.where(v > 0.04045, ((v + 0.055) / 1.055) ** 2.4, v / 12.92)
-    # IEC 61966-2-1, each row divided by the white point's X, Y or Z.
-    to_xyz = rgb.new_tensor(
-        [
-            [0.412453 / 0.95047, 0.357580 / 0.95047, 0.180423 / 0.95047],
-            [0.212671, 0.715160, 0.072169],
-            [0.019334 / 1.08883, 0.119193 / 1.08883, 0.950227 / 1.08883],
-        ]
-    )
-    xyz = torch.einsum("ij,...jhw->...ihw", to_xyz, linear)
-    f = torch.where(xyz > 0.008856, xyz.clamp_min(1e-8) ** (1 / 3), 7.787 * xyz + 16 / 116)
-    x, y, z = f.unbind(-3)
-    return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], -3)
+    return ops.cell_masks(ops.box_cells(boxes, height, width), height, width)
 
 
 def _squared_dice(p: Tensor, target: Tensor) -> Tensor:

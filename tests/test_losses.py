@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pmvis_core.checkpoint import to_official_name
 from pmvis_core.config import ModelConfig
 from pmvis_core.errors import DataError
 from pmvis_core.losses import (
@@ -26,6 +25,7 @@ from pmvis_core.losses import (
 )
 from pmvis_core.matching import OptimalTransportMatcher, PaddedTargets, to_xyxy
 from pmvis_core.models.idol import build_idol
+from pmvis_core.official_weights import to_official_name
 from pmvis_core.samples import Frame, ImageBatch, KeyReferencePair, Targets
 from pmvis_core.types import Supervision
 from pmvis_core.weak_losses import BoxInst, box_masks, projection_loss
@@ -157,8 +157,10 @@ def _detection_by_loops(
                     affinity = criterion.boxinst.affinity(
                         [frames[b].image], [frames[b].original_height], *logits.shape
                     )
-                    pairs = criterion.boxinst.pair_weights(affinity, torch.tensor([0]), inside)
-                    terms, count = criterion.boxinst.pairwise_loss(logits[None], pairs)
+                    frame, here = torch.tensor([0]), pixels[None]
+                    terms, count = criterion.boxinst.pairwise_loss(
+                        logits[None], affinity, frame, here
+                    )
                     sums["loss_prj"] = sums["loss_prj"] + projection_loss(logits[None], inside)[0]
                     sums["loss_pairwise"] = sums["loss_pairwise"] + warmup * terms[0]
                     edges += count.item()

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +10,12 @@ import torch
 from torch import Tensor
 
 from pmvis_core import ops
+from tests.ops_runs import digest, needs_kernel, python
 
 Shapes = list[tuple[int, int]]
 Call = tuple[Tensor, Shapes, Tensor, Tensor]
 
 LEVELS: Shapes = [(5, 7), (3, 4), (1, 1)]
-needs_kernel = pytest.mark.skipif(
-    ops.status()[0].state == "torch", reason=f"no compiled kernel: {ops.status()[0].reason}"
-)
 
 
 def make_call(
@@ -89,8 +83,8 @@ def test_opcheck() -> None:
         torch.ops.pmvis.deformable_attention.default, (value, shapes, locations, weights)
     )
     assert set(result.values()) == {"SUCCESS"}
-    grad = torch.ones(2, 6, 12, dtype=torch.float64)
-    operands = [t.detach() for t in (grad, value, shapes, locations, weights)]
+    grad, bound = torch.ones(2, 6, 12, dtype=torch.float64), torch.empty(0, dtype=torch.float64)
+    operands = [t.detach() for t in (grad, value, shapes, locations, weights, bound)]
     result = torch.library.opcheck(
         torch.ops.pmvis.deformable_attention_backward.default, tuple(operands)
     )
@@ -182,36 +176,55 @@ def test_shapes_that_do_not_fit_are_named() -> None:
             ops.deformable_attention(*operands)
 
 
-def digest(threads: int = 1) -> str:
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("backend", [pytest.param("compiled", marks=needs_kernel), "torch"])
+def test_half_types_are_computed_in_float32(dtype, backend) -> None:
+    value, levels, locations, weights = make_call(8, torch.float32)
+    value = value.detach().to(dtype).requires_grad_()
+    got = ops.deformable_attention(value, levels, locations, weights, backend=backend)
+    wide = ops.deformable_attention(value.double(), levels, locations.double(), weights.double())
+    assert got.dtype == dtype
+    torch.testing.assert_close(got.double(), wide, rtol=torch.finfo(dtype).eps, atol=1e-4)
+    grads = torch.autograd.grad(got.float().sum(), (value, locations, weights))
+    assert [grad.dtype for grad in grads] == [dtype, torch.float32, torch.float32]
+
+
+@needs_kernel
+def test_autocast_of_the_operator() -> None:
+    value, levels, locations, weights = make_call(8, torch.float32)
+    operator, shapes = torch.ops.pmvis.deformable_attention.default, torch.tensor(levels)
+    expected = operator(value.bfloat16().float(), shapes, locations, weights)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = operator(value.bfloat16(), shapes, locations, weights)
+        assert ops.deformable_attention(value.bfloat16(), levels, locations, weights).dtype == (
+            torch.bfloat16
+        )
+    assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("backend", [pytest.param("compiled", marks=needs_kernel), "torch"])
+def test_compiled_without_graph_breaks(backend) -> None:
+    call = make_call(8, torch.float32)
+
+    def function(value: Tensor, levels: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+        return ops.deformable_attention(value, levels, locations, weights, backend=backend)
+
+    quick = torch.compile(function, backend="aot_eager", fullgraph=True)
+    for got, want in zip(with_gradients(quick, call), with_gradients(function, call), strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def digests() -> str:
     """Return a digest of outputs and gradients in both types, for many channel counts."""
-    torch.set_num_threads(threads)
-    sha = hashlib.sha256()
-    for channels in (3, 8, 16, 32, 64):
-        for dtype in (torch.float32, torch.float64):
-            for tensor in with_gradients(ops.deformable_attention, make_call(channels, dtype)):
-                sha.update(tensor.detach().numpy().tobytes())
-    return sha.hexdigest()
-
-
-def digest_elsewhere(**environment: str) -> str:
-    """Return the state and the digest of a process with this environment."""
-    script = "from tests.test_ops import digest, ops\nprint(ops.status()[0].state, digest())"
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=Path(__file__).resolve().parents[1],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    )
-    return done.stdout.strip()
+    calls = [make_call(n, t) for n in (3, 8, 16, 32, 64) for t in (torch.float32, torch.float64)]
+    return digest(t for call in calls for t in with_gradients(ops.deformable_attention, call))
 
 
 @needs_kernel
 def test_both_instruction_sets_give_the_same_bits() -> None:
-    base = digest_elsewhere(PMVIS_CPU_ISA="base").split()
-    best = digest_elsewhere(PMVIS_CPU_ISA="avx2").split()
+    script = "from tests.test_ops import digests, ops\nprint(ops.status()[0].state, digests())"
+    base = python(script, PMVIS_CPU_ISA="base").split()
+    best = python(script, PMVIS_CPU_ISA="avx2").split()
     assert base[:2] == ["compiled", "(base)"]
     assert base[2] == best[2]
 
@@ -219,11 +232,11 @@ def test_both_instruction_sets_give_the_same_bits() -> None:
 @needs_kernel
 def test_the_number_of_threads_changes_no_bit() -> None:
     before = torch.get_num_threads()
+    found = set()
     try:
-        assert len({digest(threads) for threads in (1, 2, 3)}) == 1
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.add(digests())
     finally:
         torch.set_num_threads(before)
-
-
-def test_without_native_code_the_twin_works() -> None:
-    assert digest_elsewhere(PMVIS_NATIVE="off").startswith("torch ")
+    assert len(found) == 1

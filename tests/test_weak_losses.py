@@ -11,15 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pmvis_core.weak_losses import (
-    BoxInst,
-    box_masks,
-    neighbours,
-    projection_loss,
-    rgb_to_lab,
-)
+from pmvis_core.ops import rgb_to_lab
+from pmvis_core.weak_losses import BoxInst, box_masks, projection_loss
 
-_HALF_PLANE = ((0, 2), (2, -2), (2, 0), (2, 2))
 _EIGHT = [(dy, dx) for dy in (-2, 0, 2) for dx in (-2, 0, 2) if (dy, dx) != (0, 0)]
 
 
@@ -53,29 +47,27 @@ def test_lab_of_known_colours():
 
 def test_golden_affinity_and_boxes(golden):
     affinity = BoxInst().affinity([_photo(golden)], [int(golden["orig_height"])], 40, 64)
-    inside = box_masks(torch.from_numpy(golden["boxes_xyxy"]), 40, 64)
+    boxes = torch.from_numpy(golden["boxes_xyxy"])
+    inside = box_masks(boxes, 40, 64)
     np.testing.assert_array_equal(inside, golden["gt_bitmasks"].astype(bool))
     # The stored similarities hold the neighbour's validity as a factor.
-    similar = torch.zeros(8, 40, 64, dtype=torch.bool)
-    for k, (dy, dx) in enumerate(_HALF_PLANE):
-        alike = affinity.similar[0, k]
-        similar[_EIGHT.index((dy, dx))] = alike & _shifted(affinity.valid[0], dy, dx)
-        back = _shifted(alike, -dy, -dx) & _shifted(affinity.valid[0], -dy, -dx)
-        similar[_EIGHT.index((-dy, -dx))] = back
-    np.testing.assert_array_equal(similar, golden["color_similarity"] >= 0.3)
-    weights = BoxInst().pair_weights(affinity, torch.zeros(3, dtype=torch.long), inside)
-    assert weights.sum() == golden["weights_sum"]
+    gate = torch.stack([_shifted(affinity.valid[0], *offset) for offset in _EIGHT])
+    np.testing.assert_allclose(affinity.similarity[0] * gate, golden["color_similarity"], atol=2e-5)
+    frame = torch.zeros(3, dtype=torch.long)
+    _, edges = BoxInst().pairwise_loss(torch.zeros(3, 40, 64), affinity, frame, boxes)
+    assert edges.sum() == golden["weights_sum"]
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.float64, 1e-12)])
 def test_golden_losses_and_gradients(golden, dtype, tolerance):
     boxinst = BoxInst()
-    inside = box_masks(torch.from_numpy(golden["boxes_xyxy"]), 40, 64)
+    boxes = torch.from_numpy(golden["boxes_xyxy"])
     affinity = boxinst.affinity([_photo(golden)], [int(golden["orig_height"])], 40, 64)
-    weights = boxinst.pair_weights(affinity, torch.zeros(3, dtype=torch.long), inside)
     logits = torch.from_numpy(golden["mask_logits"])[:, 0].to(dtype).requires_grad_()
-    terms, edges = boxinst.pairwise_loss(logits, weights)
-    pairwise, projection = terms.sum() / edges.sum(), projection_loss(logits, inside).mean()
+    frame = torch.zeros(3, dtype=torch.long)
+    terms, edges = boxinst.pairwise_loss(logits, affinity, frame, boxes)
+    pairwise = terms.sum() / edges.sum()
+    projection = projection_loss(logits, box_masks(boxes, 40, 64)).mean()
     for loss, name in ((pairwise, "pairwise"), (projection, "prj")):
         assert loss.item() == pytest.approx(golden[f"loss_{name}_f64"], rel=tolerance)
         (gradient,) = torch.autograd.grad(loss, logits)
@@ -96,13 +88,13 @@ def _rectangle_scene() -> tuple[Tensor, Tensor]:
 def test_rectangle_fixture(order):
     image, logits = _rectangle_scene()
     boxinst = BoxInst(channel_order=order)
-    inside = box_masks(torch.tensor([[10.3, 8.7, 50.2, 39.9]]), 12, 16)
+    boxes = torch.tensor([[10.3, 8.7, 50.2, 39.9]])
+    inside = box_masks(boxes, 12, 16)
     assert inside.sum() == 88
     assert projection_loss(logits[None], inside).item() == pytest.approx(0.290640, abs=1e-6)
     affinity = boxinst.affinity([image], [80], 12, 16)
     assert affinity.valid[0].sum() == 16 * 10  # rows of pixels 2, 6 .. 38 of the first 42
-    weights = boxinst.pair_weights(affinity, torch.tensor([0]), inside)
-    terms, edges = boxinst.pairwise_loss(logits[None], weights)
+    terms, edges = boxinst.pairwise_loss(logits[None], affinity, torch.tensor([0]), boxes)
     assert edges.item() == 421
     assert (terms / edges).item() == pytest.approx(0.544100, abs=1e-6)
 
@@ -140,9 +132,8 @@ def test_two_padded_frames_equal_a_loop_over_pixels(seed):
     frame = torch.tensor([1, 0, 1])
     boxes = torch.tensor([[3.0, 4.2, 40.0, 28.0], [20.0, 0.0, 50.0, 41.0], [0.0, 10.0, 61.0, 30.0]])
     inside = box_masks(boxes, 16, 16)
-    weights = boxinst.pair_weights(affinity, frame, inside)
     logits = torch.randn(3, 16, 16, dtype=torch.float64, generator=random) * 3
-    terms, edges = boxinst.pairwise_loss(logits, weights)
+    terms, edges = boxinst.pairwise_loss(logits, affinity, frame, boxes)
     for i, f in enumerate(frame.tolist()):
         h, w = images[f].shape[1:]
         lab = rgb_to_lab(F.avg_pool2d(F.pad(images[f], (0, 64 - w, 0, 64 - h)), 4).floor())
@@ -167,32 +158,22 @@ def _projection_by_definition(logits: Tensor, inside: Tensor) -> Tensor:
     return torch.stack(losses)
 
 
-def test_gradients_of_both_terms():
+def test_gradients_of_projections():
     random = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 6, 7, dtype=torch.float64, generator=random).requires_grad_()
     inside = box_masks(torch.tensor([[2.0, 2.0, 18.0, 14.0], [10.0, 5.0, 27.0, 23.0]]), 6, 7)
-    weights = torch.randint(0, 3, (2, 4, 6, 7), generator=random, dtype=torch.uint8)
-    ones = torch.ones(2, 6, 7, dtype=torch.bool)
-    weights = weights * neighbours(ones, 2)  # no pair reaches beyond the border
-    boxinst = BoxInst()
-    assert torch.autograd.gradcheck(lambda x: boxinst.pairwise_loss(x, weights)[0], logits)
     assert torch.autograd.gradcheck(lambda x: projection_loss(x, inside), logits)
     torch.testing.assert_close(
         projection_loss(logits, inside), _projection_by_definition(logits, inside)
     )
 
 
-def test_saturated_logits_stay_finite():
+def test_saturated_projections_stay_finite():
     logits = torch.full((1, 8, 8), 300.0)
     logits[:, :, 4:] = -300.0
     logits.requires_grad_()
-    boxinst = BoxInst()
-    weights = neighbours(torch.ones(1, 8, 8, dtype=torch.bool), 2).byte()
-    terms, _ = boxinst.pairwise_loss(logits, weights)
-    (terms.sum() + projection_loss(logits, logits > 0).sum()).backward()
-    assert terms.isfinite().all()
-    assert logits.grad is not None
-    assert logits.grad.isfinite().all()
+    (gradient,) = torch.autograd.grad(projection_loss(logits, logits > 0).sum(), logits)
+    assert gradient.isfinite().all()
 
 
 def test_relative_boxes_keep_their_pixels():
@@ -216,8 +197,8 @@ def test_channel_order_swaps_red_and_blue():
     published = BoxInst(channel_order="bgr").affinity([image], [64], 16, 16)
     flipped = BoxInst().affinity([image.flip(0)], [64], 16, 16)
     right = BoxInst().affinity([image], [64], 16, 16)
-    assert torch.equal(published.similar, flipped.similar)
-    assert not torch.equal(published.similar, right.similar)
+    assert torch.equal(published.similarity, flipped.similarity)
+    assert not torch.equal(published.similarity, right.similarity)
 
 
 def test_warm_up_counts_from_the_first_step():

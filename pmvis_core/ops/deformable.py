@@ -1,79 +1,72 @@
-"""Tensor operations with a compiled kernel and a twin in plain torch.
+"""Multi-scale deformable attention (Deformable DETR, arXiv:2010.04159, Eq. 2 and 3).
 
-`deformable_attention` samples a few points of multi-scale feature maps for each query and adds
-them up with weights (Deformable DETR, arXiv:2010.04159, Eq. 2 and 3). On the CPU in float32 and
-float64 it runs in ``_C.so``; otherwise, or where that library is absent, its twin
-`deformable_attention_reference` does the same with `grid_sample`. The tests hold the two together.
+Each query samples a few points of every level's map and adds them up with weights. The kernels work
+in float32 and float64; half-precision maps are computed in float32 and rounded at the end.
+
+    output = deformable_attention(value, [(48, 80), (24, 40)], locations, weights)
 """
 
 from __future__ import annotations
 
-import ctypes
-import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pmvis_core import native
+from pmvis_core.ops.library import Backend, choose, operator
 
-_OP = "pmvis::deformable_attention"
-_KERNEL_TYPES = (torch.float32, torch.float64)
+_NAME = "deformable_attention"
+_FULL_TYPES = (torch.float32, torch.float64)
+_HALF_TYPES = (torch.float16, torch.bfloat16)
 _MAX_POINTS = 256
-"""Levels x points that the kernel has room for (csrc/deformable_attention.h)."""
-
-
-class OpStatus(NamedTuple):
-    """What carries an operation, for `pmvis doctor`."""
-
-    name: str
-    """The operation."""
-    state: str
-    """``compiled (avx2)``, ``compiled (base)`` or ``torch``."""
-    reason: str
-    """Where the kernel lies, or why there is none."""
+"""Levels x points that the kernels have room for (csrc/deformable_attention.h)."""
 
 
 def deformable_attention(
-    value: Tensor, spatial_shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
+    value: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    locations: Tensor,
+    weights: Tensor,
+    *,
+    backend: Backend | None = None,
 ) -> Tensor:
     """Sample feature maps at P points a level for each query and head, and sum with weights.
 
     Outside a map there are zeros; between pixel centres it is bilinear. Differentiable in all three
-    tensors; the gradients do not depend on the number of threads.
+    tensors; on the CPU the gradients do not depend on the number of threads.
 
     Args:
         value: (B, S, M, D) features of all levels, one after the other, each row-major.
         spatial_shapes: L pairs (height, width); their areas sum to S.
         locations: (B, Q, M, L, P, 2) points as xy, 0 and 1 being the edges of the map.
         weights: (B, Q, M, L, P) attention weights.
+        backend: what carries the call; None for the best.
 
     Returns:
-        (B, Q, M * D).
+        (B, Q, M * D), of the type of ``value``.
 
     Raises:
         ValueError: shapes do not fit together.
+        ResourceError: the wished backend cannot carry this call.
     """
     _check(value, spatial_shapes, locations, weights)
-    tensors = (value, locations, weights)
-    on_cpu = all(t.device.type == "cpu" and t.dtype == value.dtype for t in tensors)
-    few = weights.shape[3] * weights.shape[4] <= _MAX_POINTS
-    if not (on_cpu and few and value.dtype in _KERNEL_TYPES and _library().loaded):
-        return deformable_attention_reference(value, spatial_shapes, locations, weights)
+    carrier = choose(_NAME, backend, value.device.type, _obstacle(value, locations, weights))
+    operands = _in_one_type(value, locations, weights)
+    if carrier == "torch":
+        result = deformable_attention_reference(operands[0], spatial_shapes, *operands[1:])
+        return result.to(value.dtype)
     shapes = torch.tensor(spatial_shapes, dtype=torch.int64)
-    operator: Any = torch.ops.pmvis.deformable_attention.default
-    result: Tensor = operator(
-        value.contiguous(), shapes, locations.contiguous(), weights.contiguous()
-    )
-    return result
+    maps, places, gates = (tensor.contiguous() for tensor in operands)
+    output: Tensor = operator(_NAME)(maps, shapes, places, gates)
+    return output.to(value.dtype)
 
 
 def deformable_attention_reference(
     value: Tensor, spatial_shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
 ) -> Tensor:
-    """Do the same in plain torch, on any device: the twin and oracle of the kernel."""
+    """Do the same in plain torch, on any device: the twin and oracle of the kernels."""
     batch, _, heads, channels = value.shape
     queries, levels, points = locations.shape[1], locations.shape[3], locations.shape[4]
     maps = value.permute(0, 2, 3, 1).flatten(0, 1)
@@ -91,43 +84,21 @@ def deformable_attention_reference(
     return summed.view(batch, heads * channels, queries).transpose(1, 2).contiguous()
 
 
-def status() -> list[OpStatus]:
-    """Return what carries each operation, and why."""
-    library = _library()
-    state = f"compiled ({library.isa})" if library.loaded else "torch"
-    found = [OpStatus("deformable_attention on the CPU", state, library.reason)]
-    if torch.cuda.is_available():
-        reason = "there is no GPU kernel in this version; grid_sample does the work"
-        found.append(OpStatus("deformable_attention on the GPU", "torch", reason))
-    return found
+def _obstacle(value: Tensor, locations: Tensor, weights: Tensor) -> str:
+    """Say why no kernel can serve this call."""
+    if weights.shape[3] * weights.shape[4] > _MAX_POINTS:
+        return f"levels x points are more than {_MAX_POINTS}"
+    if value.dtype not in _FULL_TYPES + _HALF_TYPES:
+        return f"there is no kernel for {value.dtype}"
+    if not value.device == locations.device == weights.device:
+        return "the operands are on different devices"
+    return ""
 
 
-class _Library(NamedTuple):
-    """The state of ``_C.so`` in this process."""
-
-    loaded: bool
-    isa: str
-    reason: str
-
-
-@functools.cache
-def _library() -> _Library:
-    """Load ``_C.so`` once and register its gradient and shape functions."""
-    path, reason = native.find_library("_C.so")
-    if path is None:
-        return _Library(False, "", reason)
-    try:
-        torch.ops.load_library(str(path))
-        handle = ctypes.CDLL(str(path))
-    except (OSError, RuntimeError) as error:
-        return _Library(False, "", f"`{path}` does not load: {error}")
-    if not hasattr(torch.ops.pmvis, "deformable_attention_backward"):
-        return _Library(False, "", f"torch {torch.__version__} refused the operators of `{path}`")
-    handle.pmvis_isa.restype = ctypes.c_char_p
-    torch.library.register_fake(_OP, _shape)
-    torch.library.register_fake(f"{_OP}_backward", _shape_backward)
-    torch.library.register_autograd(_OP, _backward, setup_context=_save)
-    return _Library(True, handle.pmvis_isa().decode(), str(path))
+def _in_one_type(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Return the tensors in the first one's type, or in float32 if that is a half type."""
+    dtype = torch.float32 if tensors[0].dtype in _HALF_TYPES else tensors[0].dtype
+    return tuple(tensor.to(dtype) for tensor in tensors)
 
 
 def _shape(value: Tensor, shapes: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
@@ -137,7 +108,7 @@ def _shape(value: Tensor, shapes: Tensor, locations: Tensor, weights: Tensor) ->
 
 
 def _shape_backward(
-    grad: Tensor, value: Tensor, shapes: Tensor, locations: Tensor, weights: Tensor
+    grad: Tensor, value: Tensor, shapes: Tensor, locations: Tensor, weights: Tensor, bound: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return empty tensors like the gradients."""
     return torch.empty_like(value), torch.empty_like(locations), torch.empty_like(weights)
@@ -150,15 +121,17 @@ def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:
     """Return the gradients of value, shapes (none), locations and weights."""
-    operator: Any = torch.ops.pmvis.deformable_attention_backward.default
-    grad_value, grad_locations, grad_weights = operator(grad.contiguous(), *ctx.saved_tensors)
+    backward = operator(f"{_NAME}_backward")
+    grad_value, grad_locations, grad_weights = backward(
+        grad.contiguous(), *ctx.saved_tensors, grad.new_empty(0)
+    )
     return grad_value, None, grad_locations, grad_weights
 
 
 def _check(
     value: Tensor, spatial_shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
 ) -> None:
-    """Check that the shapes fit together: the kernel trusts them."""
+    """Check that the shapes fit together: the kernels trust them."""
     levels = len(spatial_shapes)
     if not levels or any(height < 1 or width < 1 for height, width in spatial_shapes):
         raise ValueError(f"levels are {list(spatial_shapes)}, expected positive heights and widths")
@@ -179,3 +152,9 @@ def _check(
         raise ValueError(
             f"weights have shape {tuple(weights.shape)}, expected {tuple(locations.shape[:5])}"
         )
+
+
+torch.library.register_fake(f"pmvis::{_NAME}", _shape)
+torch.library.register_fake(f"pmvis::{_NAME}_backward", _shape_backward)
+torch.library.register_autograd(f"pmvis::{_NAME}", _backward, setup_context=_save)
+torch.library.register_autocast(f"pmvis::{_NAME}", "cpu", torch.float32)

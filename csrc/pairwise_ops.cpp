@@ -1,0 +1,188 @@
+// The CPU kernels of colour affinity and of the pairwise loss on torch's stable ABI.
+#include <atomic>
+#include <cmath>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "isa.h"
+#include "pairwise.h"
+#include "stable_tensor.h"
+
+namespace pmvis {
+namespace {
+
+// Linear light of each sRGB byte (IEC 61966-2-1).
+const float* linear_light() {
+  static const std::vector<float> table = [] {
+    std::vector<float> values(256);
+    for (int byte = 0; byte < 256; ++byte) {
+      const double v = byte / 255.0;
+      values[byte] =
+          static_cast<float>(v > 0.04045 ? std::pow((v + 0.055) / 1.055, 2.4) : v / 12.92);
+    }
+    return values;
+  }();
+  return table.data();
+}
+
+// Runs body(task, scratch) for each task on torch's threads, each call with `bytes` of its own.
+template <typename Body>
+void for_each_task(int64_t tasks, int64_t bytes, const Body& body) {
+  std::atomic<bool> exhausted{false};
+  parallel_for(tasks, 1, [&](int64_t begin, int64_t end) {
+    const std::unique_ptr<char[]> scratch(new (std::nothrow) char[static_cast<size_t>(bytes)]);
+    if (scratch == nullptr) {
+      exhausted = true;
+      return;
+    }
+    for (int64_t task = begin; task < end; ++task) body(task, scratch.get());
+  });
+  if (exhausted) throw std::bad_alloc();
+}
+
+// lab_similarity(images, kernel, dilation) -> similarity
+void similarity_kernel(StableIValue* stack, uint64_t, uint64_t) {
+  constexpr Requirement require{"lab_similarity"};
+  const Tensor images(stack[0]);
+  const int64_t kernel = static_cast<int64_t>(stack[1]), dilation = static_cast<int64_t>(stack[2]);
+  require(images.dtype() == aoti_torch_dtype_uint8() && images.contiguous() &&
+              images.is({-1, 3, -1, -1}),
+          "images must be (B, 3, H, W) uint8, contiguous");
+  require(kernel >= 3 && kernel % 2 == 1 && dilation >= 1 && kernel <= kMaxReach &&
+              dilation <= kMaxReach && kernel / 2 * dilation <= kMaxReach,
+          "the kernel must be odd and at least 3, the dilation positive, both small");
+  require(images.size(2) <= kMaxMapSide && images.size(3) <= kMaxMapSide, "images are too large");
+  const Colours colours{images.data<const uint8_t>(), linear_light(), images.size(2),
+                        images.size(3), static_cast<int>(kernel / 2), static_cast<int>(dilation)};
+  Tensor output = Tensor::empty(
+      {images.size(0), colours.neighbours(), images.size(2), images.size(3)},
+      aoti_torch_dtype_float32());
+  if (output.numel() != 0) {
+    const int64_t count = bands(colours.height);
+    for_each_task(images.size(0) * count, colours.scratch() * 4, [&](int64_t task, char* scratch) {
+      PMVIS_BEST_ISA(similarity(colours, task / count, task % count,
+                                reinterpret_cast<float*>(scratch), output.data<float>()));
+    });
+  }
+  stack[0] = output.release();
+}
+
+// Bits of the neighbours whose agreement each pixel of each map may ask for.
+std::vector<uint8_t> asked_neighbours(const Tensor& similarity, const Tensor& valid,
+                                      float threshold, int dilation) {
+  const int64_t height = similarity.size(2), width = similarity.size(3), area = height * width;
+  std::vector<uint8_t> asks(static_cast<size_t>(similarity.size(0) * area));
+  const uint8_t* good = valid.numel() != 0 ? valid.data<const uint8_t>() : nullptr;
+  const int64_t count = bands(height);
+  parallel_for(similarity.size(0) * count, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t image = task / count, first = task % count * kBand;
+      const int64_t last = first + kBand < height ? first + kBand : height;
+      PMVIS_BEST_ISA(asking(similarity.data<const float>() + image * 8 * area,
+                            good != nullptr ? good + image * area : nullptr, threshold, height,
+                            width, dilation, first, last, asks.data() + image * area));
+    }
+  });
+  return asks;
+}
+
+// Fills terms and edges (N,): bands in order, so that the sums are always the same.
+template <typename T>
+void run(const Pairs<T>& pairs, T* terms, T* edges) {
+  const int64_t count = bands(pairs.height);
+  const size_t tasks = static_cast<size_t>(pairs.instances * count);
+  std::vector<double> sums(tasks);
+  std::vector<int64_t> counts(tasks);
+  // Neighbouring tasks are bands of different instances: threads get like shares of the large ones.
+  for_each_task(pairs.instances * count, pairs.scratch(), [&](int64_t task, char* scratch) {
+    const int64_t instance = task % pairs.instances, band = task / pairs.instances;
+    const int64_t slot = instance * count + band;
+    PMVIS_BEST_ISA(pairwise(pairs, instance, band, scratch, &sums[slot], &counts[slot]));
+  });
+  for (int64_t n = 0; n < pairs.instances; ++n) {
+    double sum = 0;
+    int64_t total = 0;
+    for (int64_t band = 0; band < count; ++band) {
+      sum += sums[n * count + band];
+      total += counts[n * count + band];
+    }
+    terms[n] = static_cast<T>(sum);
+    edges[n] = static_cast<T>(total);
+  }
+}
+
+constexpr Requirement require_pairs{"pairwise_terms"};
+
+void require_places(const Tensor& logits, const Tensor& similarity, const Tensor& image,
+                    const Tensor& cells) {
+  for (int64_t n = 0; n < logits.size(0); ++n) {
+    const int64_t frame = image.data<const int64_t>()[n];
+    require_pairs(frame >= 0 && frame < similarity.size(0), "an image index is out of range");
+    const int64_t* box = cells.data<const int64_t>() + 4 * n;
+    require_pairs(box[0] >= 0 && box[1] >= 0 && box[2] <= logits.size(2) &&
+                      box[3] <= logits.size(1) && box[0] <= logits.size(2) &&
+                      box[1] <= logits.size(1),
+                  "cells reach beyond the map");
+  }
+}
+
+template <typename T>
+void run_typed(const Tensor& logits, const std::vector<uint8_t>& asks, const Tensor& image,
+               const Tensor& cells, int dilation, Tensor* terms, Tensor* edges, Tensor* gradient) {
+  const Pairs<T> pairs{logits.data<const T>(), asks.data(), image.data<const int64_t>(),
+                       cells.data<const int64_t>(),
+                       gradient->dim() == 3 ? gradient->data<T>() : nullptr, logits.size(0),
+                       logits.size(1), logits.size(2), dilation};
+  run(pairs, terms->data<T>(), edges->data<T>());
+}
+
+// pairwise_terms(logits, similarity, image_index, cells, valid, threshold, dilation, with_gradient)
+//     -> terms, edges, gradient
+void pairwise_kernel(StableIValue* stack, uint64_t, uint64_t) {
+  const Tensor logits(stack[0]), similarity(stack[1]), image(stack[2]), cells(stack[3]),
+      valid(stack[4]);
+  const float threshold = static_cast<float>(number(stack[5]));
+  const int64_t dilation = static_cast<int64_t>(stack[6]);
+  const bool with_gradient = flag(stack[7]);
+  require_pairs(logits.dim() == 3 && logits.contiguous(), "logits must be (N, H, W), contiguous");
+  const int64_t number = logits.size(0), height = logits.size(1), width = logits.size(2);
+  require_pairs(height <= kMaxMapSide && width <= kMaxMapSide, "the map is too large");
+  require_pairs(similarity.dtype() == aoti_torch_dtype_float32() && similarity.contiguous() &&
+                    similarity.is({-1, 8, height, width}),
+                "similarity must be (B, 8, H, W) float32, contiguous");
+  require_pairs(image.dtype() == aoti_torch_dtype_int64() && image.contiguous() &&
+                    image.is({number}),
+                "image indices must be (N,) int64");
+  require_pairs(cells.dtype() == aoti_torch_dtype_int64() && cells.contiguous() &&
+                    cells.is({number, 4}),
+                "cells must be (N, 4) int64");
+  require_pairs(valid.dtype() == aoti_torch_dtype_bool() && valid.contiguous() &&
+                    (valid.is({0}) || valid.is({similarity.size(0), height, width})),
+                "valid must be (B, H, W) bool, or (0,)");
+  require_pairs(dilation >= 1 && dilation <= kMaxDilation, "the dilation must be 1 to 16");
+  require_places(logits, similarity, image, cells);
+  const int32_t dtype = logits.dtype();
+  require_pairs(dtype == aoti_torch_dtype_float32() || dtype == aoti_torch_dtype_float64(),
+                "only float32 and float64 are known");
+  Tensor terms = Tensor::empty({number}, dtype), edges = Tensor::empty({number}, dtype);
+  Tensor gradient =
+      with_gradient ? Tensor::empty_like(logits) : Tensor::empty({0}, dtype);
+  const int step = static_cast<int>(dilation);
+  const std::vector<uint8_t> asks = asked_neighbours(similarity, valid, threshold, step);
+  if (dtype == aoti_torch_dtype_float32()) {
+    run_typed<float>(logits, asks, image, cells, step, &terms, &edges, &gradient);
+  } else {
+    run_typed<double>(logits, asks, image, cells, step, &terms, &edges, &gradient);
+  }
+  stack[0] = terms.release();
+  stack[1] = edges.release();
+  stack[2] = gradient.release();
+}
+
+[[maybe_unused]] const bool registered =
+    register_kernels("CPU", {{"lab_similarity", similarity_kernel},
+                             {"pairwise_terms", pairwise_kernel}});
+
+}  // namespace
+}  // namespace pmvis
