@@ -135,17 +135,20 @@ class Console:
                 parts.TextColumn("{task.description}"),
                 parts.BarColumn(),
                 parts.MofNCompleteColumn(),
+                parts.TextColumn("{task.fields[speed]}"),
                 parts.TimeElapsedColumn(),
                 parts.TimeRemainingColumn(),
                 console=RichConsole(stderr=True),
             )
             self._bar.start()
         bar = self._bar
-        task = bar.add_task(what, total=total)
+        task = bar.add_task(what, total=total, speed="")
+        start = time.monotonic()
         try:
-            for item in items:
+            for done, item in enumerate(items, start=1):
                 yield item
-                bar.advance(task)
+                speed = done / max(time.monotonic() - start, 1e-9)
+                bar.update(task, advance=1, speed=f"{speed:.3g}/s")
         finally:
             if outermost:
                 bar.stop()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, box_convert
@@ -62,18 +63,18 @@ def mask_nms(masks: Tensor, threshold: float) -> Tensor:
         threshold: IoU above which the worse one goes, whatever its class.
 
     Returns:
-        (N,) bool, True for those kept.
+        (N,) bool on the CPU, True for those kept.
     """
     flat = masks.flatten(1).float()
     intersection = flat @ flat.T
     area = flat.sum(1)
     union = area[:, None] + area[None] - intersection
-    overlaps = (intersection + BOTH_EMPTY) / (union + BOTH_EMPTY) > threshold
-    keep = torch.ones(len(masks), dtype=torch.bool, device=masks.device)
+    overlaps = ((intersection + BOTH_EMPTY) / (union + BOTH_EMPTY) > threshold).cpu().numpy()
+    keep = np.ones(len(masks), np.bool_)
     for row in range(len(masks)):
         if keep[row]:
             keep[row + 1 :] &= ~overlaps[row, row + 1 :]
-    return keep
+    return torch.from_numpy(keep)
 
 
 @dataclass
@@ -103,7 +104,10 @@ class _Tracklet:
 
 
 class OnlineTracker:
-    """Gives detections the ids of the objects they belong to, frame by frame."""
+    """Gives detections the ids of the objects they belong to, frame by frame.
+
+    Its own state lies on the CPU, as its numbers are few and its decisions one after the other.
+    """
 
     def __init__(self, config: TrackerConfig) -> None:
         """Start with an empty bank at frame 0."""
@@ -119,11 +123,12 @@ class OnlineTracker:
             detections: its candidates, best first.
 
         Returns:
-            (n,) rows kept by mask NMS, and the track id of each (``UNTRACKED`` for none).
+            (n,) rows kept by mask NMS, on the CPU, and the track id of each (``UNTRACKED`` for
+            none).
         """
         rows = mask_nms(detections.masks, self.config.mask_nms).nonzero()[:, 0]
-        scores = detections.scores[rows].tolist()
-        embeddings = detections.embeddings[rows]
+        scores = detections.scores.cpu()[rows].tolist()
+        embeddings = detections.embeddings.cpu()[rows]
         starts_above = self.config.new_score if self.tracklets else self.config.init_score
         matched = self._match(embeddings)
         ids = []
@@ -136,8 +141,7 @@ class OnlineTracker:
             if tracklet is not None:
                 tracklet.remember(embedding, score, self.frame, self.config.memory_frames)
             ids.append(UNTRACKED if tracklet is None else tracklet.id)
-        self._forget()
-        self.frame += 1
+        self.skip_frame()
         return rows, ids
 
     def _match(self, embeddings: Tensor) -> list[int | None]:
@@ -146,14 +150,14 @@ class OnlineTracker:
             return [None] * len(embeddings)
         memory = torch.stack([tracklet.memory() for tracklet in self.tracklets])
         logits = embeddings @ memory.T
-        similarity = (logits.softmax(1) + logits.softmax(0)) / 2
-        seen = similarity.new_tensor([float(t.seen_frames) for t in self.tracklets])
+        similarity = ((logits.softmax(1) + logits.softmax(0)) / 2).numpy()
+        seen = np.array([t.seen_frames for t in self.tracklets], np.float32)
         matched: list[int | None] = []
         for row in range(len(similarity)):
             fits = similarity[row] > self.config.match_score
             weighted = similarity[row]
             if fits.sum() > 1:
-                weighted = weighted * torch.where(fits, seen, seen[fits].mean())
+                weighted = weighted * np.where(fits, seen, seen[fits].mean())
             best = int(weighted.argmax())
             if weighted[best] > self.config.match_score:
                 matched.append(best)
@@ -161,6 +165,11 @@ class OnlineTracker:
             else:
                 matched.append(None)
         return matched
+
+    def skip_frame(self) -> None:
+        """Let a frame pass of which nothing is known."""
+        self._forget()
+        self.frame += 1
 
     def _forget(self) -> None:
         """Remove tracklets that have not been seen for too long."""

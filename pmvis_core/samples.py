@@ -104,6 +104,8 @@ class ImageBatch:
     """(B, H, W) bool, True on padding."""
     sizes: Tensor
     """(B, 2) int64, unpadded (height, width)."""
+    padded: bool = True
+    """Whether any frame has padding, as far as is known without looking at the tensors."""
 
     @classmethod
     def of(cls, images: Sequence[Tensor], divisor: int = 32) -> ImageBatch:
@@ -117,4 +119,5 @@ class ImageBatch:
         for row, (image, (h, w)) in enumerate(zip(images, sizes, strict=True)):
             tensor[row, :, :h, :w] = (image - mean) / std
             padding[row, :h, :w] = False
-        return cls(tensor, padding, torch.tensor(sizes, device=tensor.device))
+        padded = any(size != (height, width) for size in sizes)
+        return cls(tensor, padding, torch.tensor(sizes, device=tensor.device), padded)

@@ -18,7 +18,7 @@ import io
 import os
 import sys
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
@@ -164,6 +164,23 @@ class TracksWriter:
             raise DataError(f"video {info.id} {info.name!a} cannot be written: {error}") from error
         self._put(line)
         self._count(line.encode(), len(video.tracks))
+
+    def write_pieces(self, pieces: Iterable[str], tracks: Callable[[], int]) -> None:
+        """Append one video whose line is too long to hold, piece by piece.
+
+        Args:
+            pieces: the text of `tracks_json.stream_video`.
+            tracks: how many tracks it held, asked for at the end.
+        """
+        for piece in pieces:
+            data = piece.encode()
+            self._stream.write(data)
+            self._digest.update(data)
+        self._stream.write(b"\n")
+        self._digest.update(b"\n")
+        self._stream.flush()
+        self._videos += 1
+        self._tracks += tracks()
 
     def __enter__(self) -> TracksWriter:
         """Return the writer itself."""

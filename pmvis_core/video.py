@@ -1,9 +1,7 @@
-"""Frames of videos in and out: folders of images, video files, YouTube-VIS data sets.
+"""Places of videos: folders of images, video files, YouTube-VIS data sets, lists, a camera.
 
-Frames are RGB uint8 arrays (H, W, 3), upright (EXIF is obeyed), and come one at a time, so memory
-does not grow with a video. What cannot be trusted is refused: OpenCV returns half an image for a
-truncated JPEG and stops without a word in a truncated mp4; here both are errors that name the
-file, the video and the frame.
+`open_videos` lists the videos of a place as `frame_sources.FrameSource`; `find_frames` finds the
+frames of a video that a tracks file names; `write_video` writes one.
 
     for video in open_videos(Path("clips")):
         for frame in video.frames():
@@ -14,235 +12,52 @@ from __future__ import annotations
 
 import os
 import re
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from pmvis_core.errors import DataError, UsageError
-from pmvis_core.files import cannot_write
+from pmvis_core.files import STDIO, cannot_write
 from pmvis_core.formats import ytvis
+from pmvis_core.frame_sources import (
+    Camera,
+    FrameSource,
+    ImageFrames,
+    SelectedFrames,
+    VideoFile,
+    split_slice,
+)
+from pmvis_core.image_files import Frame, is_whole, read_image
 from pmvis_core.types import VideoInfo
 
-Frame = NDArray[np.uint8]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "VIDEO_SUFFIXES",
+    "Frame",
+    "FrameSource",
+    "ImageFrames",
+    "VideoFile",
+    "camera_number",
+    "find_frames",
+    "is_whole",
+    "natural_key",
+    "open_videos",
+    "read_image",
+    "write_video",
+]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm")
-_UNCOUNTED = (".mkv", ".webm")
-"""Containers that store a duration but no number of frames."""
+VIDEO_SUFFIXES = tuple(
+    ".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .ts .mts .wmv .flv .3gp .ogv".split()
+)
+"""What a folder is searched for; a file given by its name may have any suffix."""
 _FRAME_FOLDER = "JPEGImages"
-_EBML, _SEGMENT = b"\x1aE\xdf\xa3", b"\x18S\x80g"
-"""Ids of the first two elements of a Matroska file."""
-_NEXT_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
-
-
-class FrameSource(ABC):
-    """The frames of one video; nothing is read before it is asked for."""
-
-    def __init__(self, info: VideoInfo | None = None) -> None:
-        """Keep the video's identity if it is known; else it is measured when first needed."""
-        self._info = info
-
-    @property
-    def info(self) -> VideoInfo:
-        """The video's identity, size and number of frames.
-
-        Raises:
-            DataError: the first frame cannot be read.
-        """
-        if self._info is None:
-            self._info = self._measure()
-        return self._info
-
-    @abstractmethod
-    def _measure(self) -> VideoInfo:
-        """Read what is needed to know size and length."""
-
-    @abstractmethod
-    def frames(self) -> Iterator[Frame]:
-        """Yield the frames in order, (H, W, 3) uint8 RGB each.
-
-        Raises:
-            DataError: a frame is missing, truncated or of another size than the video's.
-        """
-
-    @abstractmethod
-    def __getitem__(self, t: int) -> Frame:
-        """Return frame ``t`` from 0, (H, W, 3) uint8 RGB.
-
-        Raises:
-            IndexError: there is no such frame.
-            DataError: as `frames`.
-        """
-
-    def __len__(self) -> int:
-        """Return the number of frames."""
-        return self.info.length
-
-    def _checked(self, frame: Frame, t: int) -> Frame:
-        """Return the frame if it has the video's size."""
-        height, width = frame.shape[:2]
-        if (height, width) != (self.info.height, self.info.width):
-            raise DataError(
-                f"{_where(self.info, t)} is {width}x{height}, expected "
-                f"{self.info.width}x{self.info.height}",
-                "all frames of a video must have the size that the video declares",
-            )
-        return frame
-
-    def _checked_index(self, t: int) -> int:
-        """Return the index if the video has such a frame."""
-        if not 0 <= t < self.info.length:
-            raise IndexError(f"{_where(self.info, t)}: the video has {self.info.length} frames")
-        return t
-
-
-class ImageFrames(FrameSource):
-    """A video stored as one image file a frame."""
-
-    def __init__(self, root: Path, info: VideoInfo | None = None, *, found: VideoInfo) -> None:
-        """Keep where the frames lie.
-
-        Args:
-            root: what the file names are relative to.
-            info: the video as declared elsewhere; None measures the first frame.
-            found: identity and file names, with size 0 x 0 where they are to be measured.
-        """
-        super().__init__(info)
-        self._root = root
-        self._found = found
-
-    def _measure(self) -> VideoInfo:
-        """Take the size from the first frame."""
-        height, width = self._read(0).shape[:2]
-        return replace(self._found, height=height, width=width)
-
-    def frames(self) -> Iterator[Frame]:
-        """Yield the frames in order; see `FrameSource.frames`."""
-        for t in range(self.info.length):
-            yield self._checked(self._read(t), t)
-
-    def __getitem__(self, t: int) -> Frame:
-        """Return frame ``t``; see `FrameSource.__getitem__`."""
-        return self._checked(self._read(self._checked_index(t)), t)
-
-    def _read(self, t: int) -> Frame:
-        """Read an image file."""
-        return read_image(self._root / self._found.file_names[t], _where(self._found, t))
-
-
-class VideoFile(FrameSource):
-    """A video stored as one file that OpenCV can decode."""
-
-    def __init__(self, path: Path, video_id: int, name: str, info: VideoInfo | None = None) -> None:
-        """Keep where the file lies; ``info`` is the video as declared elsewhere, if it is."""
-        super().__init__(info)
-        self._path = path
-        self._id = video_id
-        self._name = name
-
-    def _measure(self) -> VideoInfo:
-        """Take the size from the first frame and the length from the container or by counting."""
-        with _Capture(self._path, self._id, self._name) as capture:
-            first = capture.read()
-            if first is None:
-                raise capture.broken("holds no frame that can be decoded")
-            height, width = first.shape[:2]
-            length = capture.declared_length
-            if self._path.suffix.lower() in _UNCOUNTED or length <= 0:
-                length = 1 + capture.count_rest()
-        return VideoInfo(self._id, self._name, height, width, length)
-
-    def frames(self) -> Iterator[Frame]:
-        """Yield the frames in order; see `FrameSource.frames`."""
-        length = self.info.length
-        with _Capture(self._path, self._id, self._name) as capture:
-            for t in range(length):
-                frame = capture.read()
-                if frame is None:
-                    raise capture.broken(f"ends after {t} frames, expected {length}")
-                yield self._checked(frame, t)
-            if capture.read() is not None:
-                raise capture.broken(f"goes on after {length} frames, where it should end")
-
-    def __getitem__(self, t: int) -> Frame:
-        """Return frame ``t``; see `FrameSource.__getitem__`."""
-        self._checked_index(t)
-        with _Capture(self._path, self._id, self._name) as capture:
-            frame = capture.read_at(t)
-            if frame is None:
-                raise capture.broken(f"ends before frame {t}, expected {self.info.length} frames")
-            return self._checked(frame, t)
-
-
-class _Capture:
-    """OpenCV's decoder of one video file, closed when left."""
-
-    def __init__(self, path: Path, video_id: int, name: str) -> None:
-        """Open the file.
-
-        Raises:
-            DataError: it is missing, empty or not a video.
-        """
-        self._where = f"video {video_id} `{name}`: `{path}`"
-        if not path.is_file():
-            raise DataError(f"{self._where} does not exist", "check `--frames`")
-        if path.stat().st_size == 0:
-            raise DataError(f"{self._where} is empty, expected a video")
-        if path.suffix.lower() in _UNCOUNTED and not _matroska_is_whole(path):
-            raise self.broken("is shorter than its header says")
-        # The decoder's own complaints would stand beside our one message.
-        os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-        self._capture = cv2.VideoCapture(str(path))
-        if not self._capture.isOpened():
-            raise self.broken("cannot be opened as a video")
-
-    @property
-    def declared_length(self) -> int:
-        """Number of frames that the container states or implies."""
-        return int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
-
-    def read(self) -> Frame | None:
-        """Return the next frame (H, W, 3) RGB, or None at the end."""
-        found, frame = self._capture.read()
-        return _rgb(frame) if found else None
-
-    def read_at(self, t: int) -> Frame | None:
-        """Return frame ``t``, by seeking where that is exact and else by decoding up to it."""
-        self._capture.set(cv2.CAP_PROP_POS_FRAMES, t)
-        if round(self._capture.get(cv2.CAP_PROP_POS_FRAMES)) == t:
-            return self.read()
-        self._capture.set(cv2.CAP_PROP_POS_FRAMES, 0)
-        skipped = all(self._capture.grab() for _ in range(t))
-        return self.read() if skipped else None
-
-    def count_rest(self) -> int:
-        """Decode to the end and return the number of frames from here."""
-        count = 0
-        while self._capture.grab():
-            count += 1
-        return count
-
-    def broken(self, what: str) -> DataError:
-        """Return the error for a file that is not what it says."""
-        return DataError(
-            f"{self._where} {what}",
-            "the file may be cut off; if it plays to its end elsewhere, re-encode it with ffmpeg",
-        )
-
-    def __enter__(self) -> _Capture:
-        """Return the decoder itself."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close the decoder."""
-        self._capture.release()
+_CAMERA = re.compile(r"(?:webcam:)?(\d+)")
 
 
 def open_videos(path: Path, root: Path | None = None) -> list[FrameSource]:
@@ -250,28 +65,40 @@ def open_videos(path: Path, root: Path | None = None) -> list[FrameSource]:
 
     Args:
         path: a folder of frames (one video), a folder of such folders or of video files, a video
-            file, or a YouTube-VIS JSON (its ids are kept; elsewhere ids count from 1).
+            file, a YouTube-VIS JSON (its ids are kept; elsewhere ids count from 1), ``-`` for a
+            list of any of these on standard input, or ``webcam:0``.
         root: what the JSON's file names are relative to; without it the JSON's folder,
             `JPEGImages` in it, and `NAME/JPEGImages` beside `NAME.json` are tried.
 
     Raises:
         DataError: there is nothing to be found, or the JSON is malformed.
     """
+    number = camera_number(path)
+    if number is not None:
+        return [Camera(number)]
+    if str(path) == STDIO:
+        return _open_list(line.rstrip("\r\n") for line in sys.stdin)
     if path.is_dir():
         return _open_folder(path)
-    if path.suffix.lower() in VIDEO_SUFFIXES:
-        if not path.exists():
-            raise DataError(f"video `{path}` does not exist", "check `--frames`")
-        return [VideoFile(path, 1, path.stem)]
+    if not path.exists():
+        what = "video" if path.suffix.lower() in VIDEO_SUFFIXES else "place of frames"
+        raise DataError(f"{what} `{path}` does not exist", "check `--frames`")
     if path.suffix.lower() == ".json":
         videos = ytvis.read_dataset(path).videos
         return [find_frames(video, path if root is None else root) for video in videos]
-    if not path.exists():
-        raise DataError(f"frames `{path}` do not exist", "check `--frames`")
-    raise DataError(
-        f"`{path}` is neither a folder nor a video nor a YouTube-VIS JSON",
-        f"videos end in one of {' '.join(VIDEO_SUFFIXES)}",
-    )
+    source = VideoFile(path, 1, path.stem)
+    if path.suffix.lower() not in VIDEO_SUFFIXES and not source.can_be_opened():
+        raise DataError(
+            f"`{path}` is neither a folder nor a video nor a YouTube-VIS JSON",
+            f"videos end in {' '.join(VIDEO_SUFFIXES)}, or in what else OpenCV can decode",
+        )
+    return [source]
+
+
+def camera_number(path: Path) -> int | None:
+    """Return the camera that ``0`` or ``webcam:0`` means, unless there is a file of that name."""
+    match = _CAMERA.fullmatch(str(path))
+    return int(match[1]) if match and not path.exists() else None
 
 
 def find_frames(video: VideoInfo, root: Path) -> FrameSource:
@@ -298,16 +125,24 @@ def find_frames(video: VideoInfo, root: Path) -> FrameSource:
                 return ImageFrames(base, video, found=video)
         looked = " or ".join(f"`{base / video.file_names[0]}`" for base in bases[:2])
     else:
-        files = [root] if root.suffix.lower() in VIDEO_SUFFIXES else []
-        files += [f / (video.name + suffix) for f in folders for suffix in VIDEO_SUFFIXES]
-        for file in files:
-            if file.is_file() and file.stem == Path(video.name).name:
-                return VideoFile(file, video.id, video.name, video)
+        for name, which in ((video.name, None), split_slice(video.name)):
+            file = _video_file(name, root, folders)
+            if file is not None and which is None:
+                return VideoFile(file, video.id, name, video)
+            if file is not None and which is not None:
+                return SelectedFrames(VideoFile(file, video.id, name), which)
         looked = f"`{root / video.name}` with a suffix {' '.join(VIDEO_SUFFIXES)}"
     raise DataError(
         f"frames of video {video.id} `{video.name}` not found: no file {looked}",
         "give the folder that holds the videos' frames with `--frames`",
     )
+
+
+def _video_file(name: str, root: Path, folders: Sequence[Path]) -> Path | None:
+    """Return the video file of that name: the root itself, or one in the folders."""
+    files = [] if root.is_dir() or root.suffix.lower() == ".json" else [root]
+    files += [folder / (name + suffix) for folder in folders for suffix in VIDEO_SUFFIXES]
+    return next((f for f in files if f.is_file() and f.stem == Path(name).name), None)
 
 
 def _frame_roots(path: Path) -> list[Path]:
@@ -340,6 +175,42 @@ def _open_folder(folder: Path) -> list[FrameSource]:
     )
 
 
+def _open_list(lines: Iterable[str]) -> list[FrameSource]:
+    """List the videos of a list: images that follow each other in one folder are one video."""
+    sources: list[FrameSource] = []
+    for folder, images in _runs(Path(line) for line in lines if line):
+        number = len(sources) + 1
+        if images:
+            sources.append(_image_video(Path(), number, folder.resolve().name, images))
+        elif folder.is_dir() and (inside := _images(folder)):
+            names = [str(folder / image) for image in inside]
+            sources.append(_image_video(Path(), number, folder.resolve().name, names))
+        elif folder.is_file():
+            sources.append(VideoFile(folder, number, folder.stem))
+        else:
+            raise DataError(f"standard input names `{folder}`, where there are no frames")
+    if not sources:
+        raise DataError("standard input names no frames", "write one path a line")
+    return sources
+
+
+def _runs(paths: Iterable[Path]) -> Iterator[tuple[Path, list[str]]]:
+    """Yield (folder, images) for images in a row, and (path, nothing) for all else."""
+    folder, images = Path(), list[str]()
+    for path in paths:
+        image = path.suffix.lower() in IMAGE_SUFFIXES
+        if images and not (image and path.parent == folder):
+            yield folder, images
+            images = []
+        if image:
+            folder = path.parent
+            images.append(str(path))
+        else:
+            yield path, []
+    if images:
+        yield folder, images
+
+
 def _image_video(root: Path, video_id: int, name: str, files: Sequence[str]) -> ImageFrames:
     """Return a video of image files whose size is not known yet."""
     return ImageFrames(root, found=VideoInfo(video_id, name, 0, 0, len(files), tuple(files)))
@@ -360,93 +231,6 @@ def natural_key(name: str) -> tuple[list[tuple[int, str]], str]:
     """Return a sort key under which `frame2` comes before `frame10`."""
     parts = re.split(r"(\d+)", name)
     return [(int(p), "") if p.isdecimal() and p.isascii() else (-1, p) for p in parts], name
-
-
-def read_image(path: Path, where: str = "image") -> Frame:
-    """Read an image file as (H, W, 3) uint8 RGB, upright.
-
-    Args:
-        path: the file.
-        where: what a message calls it (``video 3 `a`, frame 7``).
-
-    Raises:
-        DataError: it is missing, empty, truncated or no image.
-    """
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise DataError(f"{where}: `{path}` does not exist", "check the images' folder") from error
-    except OSError as error:
-        raise DataError(f"{where}: `{path}` cannot be read: {error.strerror}") from error
-    if not data:
-        raise DataError(f"{where}: `{path}` is empty, expected an image")
-    if not is_whole(data):
-        raise DataError(f"{where}: `{path}` is truncated", "copy or download the file again")
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    if pixels is None:
-        raise DataError(f"{where}: `{path}` is no image that can be decoded")
-    return _rgb(pixels)
-
-
-def _rgb(bgr: NDArray[Any]) -> Frame:
-    """Return OpenCV's pixels (H, W, 3) as RGB uint8."""
-    return np.ascontiguousarray(bgr[:, :, ::-1], dtype=np.uint8)
-
-
-def is_whole(data: bytes) -> bool:
-    """Tell whether an image file's content reaches its own end (JPEG, PNG, WebP; else True)."""
-    if data.startswith(b"\xff\xd8"):
-        return _jpeg_is_whole(data)
-    if data.startswith(b"\x89PNG"):
-        return b"IEND\xaeB`\x82" in data
-    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        return len(data) >= 8 + int.from_bytes(data[4:8], "little")
-    return True
-
-
-def _jpeg_is_whole(data: bytes) -> bool:
-    """Walk a JPEG's segments to its end marker; thumbnails inside segments do not count.
-
-    Bytes after the end marker are allowed, as cameras append some.
-    """
-    at = 2
-    while at + 4 <= len(data) or data[at : at + 2] == b"\xff\xd9":
-        if data[at] != 0xFF:
-            return False
-        marker = data[at + 1]
-        if marker == 0xD9:
-            return True
-        if marker == 0xFF:
-            at += 1
-            continue
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-        if marker == 0xDA:
-            found = _NEXT_MARKER.search(data, at)
-            if found is None:
-                return False
-            at = found.start()
-    return False
-
-
-def _matroska_is_whole(path: Path) -> bool:
-    """Tell whether a Matroska or WebM file is as long as its segment says, where it says so."""
-    with path.open("rb") as stream:
-        head = stream.read(4096)
-    if not head.startswith(_EBML):
-        return True
-    at, header = _ebml_size(head, len(_EBML))
-    if header is None or not head.startswith(_SEGMENT, at + header):
-        return True
-    at, segment = _ebml_size(head, at + header + len(_SEGMENT))
-    return segment is None or path.stat().st_size >= at + segment
-
-
-def _ebml_size(head: bytes, at: int) -> tuple[int, int | None]:
-    """Return where an element's content begins and its bytes, None if the writer left it open."""
-    first = head[at] if at < len(head) else 0
-    length = 9 - first.bit_length()
-    value = int.from_bytes(head[at : at + length], "big") & ((1 << 7 * length) - 1)
-    return at + length, None if value == (1 << 7 * length) - 1 else value
 
 
 def write_video(path: Path, frames: Iterator[Frame], fps: float = 10.0) -> None:
@@ -491,8 +275,3 @@ def _even(frame: Frame) -> NDArray[np.uint8]:
     height, width = frame.shape[:2]
     bgr = frame[:, :, ::-1]
     return np.pad(bgr, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-
-
-def _where(video: VideoInfo, t: int) -> str:
-    """Return how a message names a frame."""
-    return f"video {video.id} `{video.name}`, frame {t}"

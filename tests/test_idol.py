@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from pmvis_core.checkpoint import to_official_name
 from pmvis_core.models.idol import IDOL, build_idol
+from pmvis_core.official_weights import to_official_name
 from pmvis_core.samples import ImageBatch
 from pmvis_core.systems.presets import IMAGE_PRESETS
 from tests.golden_idol import golden_model

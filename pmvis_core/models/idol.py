@@ -106,11 +106,22 @@ class IDOL(nn.Module):
 
     def forward(self, images: ImageBatch) -> IdolPredictions:
         """Predict for every frame of a batch."""
+        return self.decode(self.encode(images))
+
+    def encode(self, images: ImageBatch) -> Encoded:
+        """Turn pixels into tokens that know their surroundings, and into mask features."""
         maps, paddings = self._project(images)
-        memory = Memory.of(paddings, bool(images.padding.any()))
+        memory = Memory.of(paddings, images.padded)
         positions = [self.position(padding, memory.any_padding) for padding in paddings]
-        encoded = self.transformer.encode(maps, positions, memory)
-        decoded = self.transformer.decode(self.query_embed.weight, encoded, memory, self.bbox_embed)
+        tokens = self.transformer.encode(maps, positions, memory)
+        mask_features = self.mask_head(_unflatten(tokens, memory.shapes[:3]))
+        return Encoded(tokens, memory, mask_features, images.sizes)
+
+    def decode(self, encoded: Encoded) -> IdolPredictions:
+        """Let the queries look at the tokens, and read off what each has found."""
+        decoded = self.transformer.decode(
+            self.query_embed.weight, encoded.tokens, encoded.memory, self.bbox_embed
+        )
         logits = torch.stack(
             [head(state) for head, state in zip(self.class_embed, decoded.states, strict=True)]
         )
@@ -118,9 +129,9 @@ class IDOL(nn.Module):
             logits=logits,
             boxes=decoded.boxes,
             embeddings=self.reid_embed_head(decoded.states[-1]),
-            sizes=images.sizes,
+            sizes=encoded.sizes,
             decoded=decoded,
-            mask_features=self.mask_head(_unflatten(encoded, memory.shapes[:3])),
+            mask_features=encoded.mask_features,
             controller=self.controller,
             coordinate_unit_px=self.config.mask_coordinate_unit_px,
         )
@@ -140,6 +151,20 @@ class IDOL(nn.Module):
             # As published: from the stride-8 mask, not from the full one.
             paddings.append(_resize_padding(paddings[0], x))
         return maps, paddings
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A batch of frames as its queries see it."""
+
+    tokens: Tensor
+    """(B, S, D) of all levels, one after the other."""
+    memory: Memory
+    """Their geometry."""
+    mask_features: Tensor
+    """(B, 8, H/8, W/8) of the padded batch."""
+    sizes: Tensor
+    """(B, 2) unpadded (height, width)."""
 
 
 @dataclass(frozen=True)

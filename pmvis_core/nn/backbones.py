@@ -1,7 +1,7 @@
 """Image backbones: ResNet, MobileNetV2, Swin and a tiny one, all giving strides 8, 16 and 32.
 
 Parameter names of ResNet and Swin are those of the published IDOL checkpoints below their backbone
-prefix, so that loading them is a rename of the prefix (``pmvis_core/checkpoint.py``). Batch norm is
+prefix, so that loading them is a rename of the prefix (``pmvis_core/official_weights.py``). Batch norm is
 frozen everywhere, as in IDOL; the tiny backbone, trained from scratch on small batches, uses group
 norm.
 """
@@ -33,6 +33,25 @@ class ConvNorm(nn.Conv2d):
         return self.norm(super().forward(x))
 
 
+def fold_frozen_norms(module: nn.Module) -> None:
+    """Write every frozen batch norm into the convolution before it, for inference.
+
+    The result is the same but for rounding; afterwards the norms pass their input through, and the
+    state dict has other names.
+    """
+    last: nn.Module | None = module if isinstance(module, nn.Conv2d) else None
+    for name, child in list(module.named_children()):
+        fold_frozen_norms(child)
+        if isinstance(child, FrozenBatchNorm2d) and isinstance(last, nn.Conv2d):
+            scale = child.weight.double() * (child.running_var.double() + child.eps).rsqrt()
+            bias = child.bias.double() - child.running_mean.double() * scale
+            weight = last.weight.detach().double() * scale[:, None, None, None]
+            last.weight = nn.Parameter(weight.to(last.weight.dtype), requires_grad=False)
+            last.bias = nn.Parameter(bias.to(last.weight.dtype), requires_grad=False)
+            module.register_module(name, nn.Identity())
+        last = child if isinstance(child, nn.Conv2d) else last
+
+
 class Bottleneck(nn.Module):
     """ResNet's 1x1, 3x3 (with the stride), 1x1 block."""
 
@@ -47,9 +66,9 @@ class Bottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return relu(block(x) + shortcut(x))."""
         skip = x if self.shortcut is None else self.shortcut(x)
-        x = F.relu(self.conv1(x))
-        x = F.relu(self.conv2(x))
-        return F.relu(self.conv3(x) + skip)
+        x = F.relu(self.conv1(x), inplace=True)
+        x = F.relu(self.conv2(x), inplace=True)
+        return F.relu(self.conv3(x) + skip, inplace=True)
 
 
 class Stem(nn.Module):
@@ -62,7 +81,7 @@ class Stem(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return (B, 64, H/4, W/4)."""
-        return F.max_pool2d(F.relu(self.conv1(image)), 3, 2, 1)
+        return F.max_pool2d(F.relu(self.conv1(image), inplace=True), 3, 2, 1)
 
 
 class ResNet(Backbone):

@@ -44,10 +44,12 @@ class MaskBranch(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Return (B, 8, H/8, W/8), non-negative, of (B, D, ., .) maps at strides 8, 16, 32."""
         stride8, stride16, stride32 = maps
-        x = F.relu(self.lay3(stride32))
-        x = F.relu(self.lay4(stride16 + F.interpolate(x, size=stride16.shape[-2:])))
-        x = F.relu(self.dcn(stride8 + F.interpolate(x, size=stride8.shape[-2:])))
-        return F.relu(self.lay2(F.relu(self.lay1(x))))
+        x = F.relu(self.lay3(stride32), inplace=True)
+        x = stride16 + F.interpolate(x, size=stride16.shape[-2:])
+        x = F.relu(self.lay4(x), inplace=True)
+        x = stride8 + F.interpolate(x, size=stride8.shape[-2:])
+        x = F.relu(self.lay1(F.relu(self.dcn(x), inplace=True)), inplace=True)
+        return F.relu(self.lay2(x), inplace=True)
 
 
 def dynamic_masks(
@@ -69,8 +71,8 @@ def dynamic_masks(
     relative = (centres[:, :, None] - pixel_locations(height, width, features)) / coordinate_unit_px
     coordinates, shared = weights[0].split((2, CHANNELS), dim=-1)
     x = torch.matmul(shared, features.flatten(-2)) + torch.bmm(coordinates, relative)
-    x = F.relu(x + biases[0])
-    x = F.relu(torch.baddbmm(biases[1], weights[1], x))
+    x = F.relu(x + biases[0], inplace=True)
+    x = F.relu(torch.baddbmm(biases[1], weights[1], x), inplace=True)
     x = torch.baddbmm(biases[2], weights[2], x)
     return aligned_upsample(x.view(-1, 1, height, width), 2)[:, 0]
 

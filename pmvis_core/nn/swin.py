@@ -171,9 +171,20 @@ class Swin(Backbone):
         heads: Sequence[int],
         window: int,
         drop_path: float,
+        first_map: int = 1,
     ) -> None:
-        """Build four stages; the rate of dropped paths grows linearly with depth."""
+        """Build the stages; the rate of dropped paths grows linearly with depth.
+
+        Args:
+            width: channels of the first stage.
+            depths: number of blocks of each stage.
+            heads: of each stage.
+            window: side of a window in tokens.
+            drop_path: rate in the last block.
+            first_map: first stage whose map is given.
+        """
         super().__init__()
+        self.first_map = first_map
         self.channels = (2 * width, 4 * width, 8 * width)
         self.patch_embed = PatchEmbed(width)
         rates = iter(np.linspace(0, drop_path, sum(depths)).tolist())
@@ -187,12 +198,12 @@ class Swin(Backbone):
             self.add_module(f"norm{index}", nn.LayerNorm(width << index))
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Return the normalised maps of stages 1 to 3; stage 0's is not used by IDOL."""
+        """Return the normalised maps from stage `first_map` on; IDOL does not use stage 0's."""
         x = self.patch_embed(image)
         maps = []
         for index, layer in enumerate(self.layers):
             out, x = layer(x)
-            if index > 0:
+            if index >= self.first_map:
                 maps.append(getattr(self, f"norm{index}")(out).permute(0, 3, 1, 2).contiguous())
         return maps
 

@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -94,13 +94,12 @@ class MultiScaleDeformableAttention(nn.Module):
             nn.init.xavier_uniform_(projection.weight)
             nn.init.zeros_(projection.bias)
 
-    def forward(self, query: Tensor, references: Tensor, memory: Memory, values: Tensor) -> Tensor:
+    def forward(self, query: Tensor, sampling: Sampling, memory: Memory, values: Tensor) -> Tensor:
         """Attend.
 
         Args:
             query: (B, Q, D) with positions added.
-            references: (B, Q, L, 2) xy or (B, Q, L, 4) cxcywh per level, in [0, 1] of the padded
-                map.
+            sampling: where each query's points start, and the unit of their offsets.
             memory: geometry of the levels.
             values: (B, S, D) what is sampled.
 
@@ -110,20 +109,43 @@ class MultiScaleDeformableAttention(nn.Module):
         batch, length, _ = query.shape
         value = self.value_proj(values)
         if memory.any_padding:
-            value = value.masked_fill(memory.padding[..., None], 0.0)
+            value = value.masked_fill_(memory.padding[..., None], 0.0)
         value = value.view(batch, value.shape[1], self.heads, -1)
         shape = (batch, length, self.heads, self.levels, self.points)
         offsets = self.sampling_offsets(query).view(*shape, 2)
         weights = self.attention_weights(query).view(batch, length, self.heads, -1)
         weights = weights.softmax(-1).view(shape)
-        if references.shape[-1] == 2:
-            scale = memory.wh[None, None, None, :, None]
-            locations = references[:, :, None, :, None] + offsets / scale
-        else:
-            centre, size = references[:, :, None, :, None].split(2, dim=-1)
-            locations = centre + offsets / self.points * size * 0.5
+        locations = torch.addcmul(sampling.starts, offsets, sampling.units)
         out = deformable_attention(value, memory.shapes, locations, weights)
         return self.output_proj(out)
+
+    def sampling(self, references: Tensor, memory: Memory) -> Sampling:
+        """Say where sampling starts and what offsets are measured in.
+
+        Args:
+            references: (B, Q, L, 2) xy, around which offsets are pixels of their level, or
+                (B, Q, L, 4) cxcywh, where the farthest of P points reaches half a side; per level,
+                in [0, 1] of the padded map.
+            memory: geometry of the levels.
+        """
+        if references.shape[-1] == 4:
+            centre, size = references[:, :, None, :, None].split(2, dim=-1)
+            return Sampling(centre, size * (0.5 / self.points))
+        # Laid out in full: the encoder's layers share it, and broadcasting along axes as short as
+        # these takes longer than the sum itself.
+        starts = references[:, :, None, :, None].expand(-1, -1, self.heads, -1, self.points, -1)
+        pixels = (1 / memory.wh)[None, :, None].expand(self.heads, -1, self.points, -1)
+        return Sampling(starts.contiguous(), pixels.contiguous())
+
+
+class Sampling(NamedTuple):
+    """Where sampling points start and what their offsets are measured in.
+
+    Both in [0, 1] of the padded maps, xy last, and broadcastable to (B, Q, M, L, P, 2).
+    """
+
+    starts: Tensor
+    units: Tensor
 
 
 @dataclass(frozen=True)
@@ -180,11 +202,11 @@ class EncoderLayer(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, position: Tensor, references: Tensor, memory: Memory) -> Tensor:
+    def forward(self, x: Tensor, position: Tensor, sampling: Sampling, memory: Memory) -> Tensor:
         """Transform (B, S, D) features."""
-        attended = self.self_attn(x + position, references, memory, x)
+        attended = self.self_attn(x + position, sampling, memory, x)
         x = self.norm1(x + self.dropout(attended))
-        hidden = self.linear2(self.dropout(F.relu(self.linear1(x))))
+        hidden = self.linear2(self.dropout(F.relu(self.linear1(x), inplace=True)))
         return self.norm2(x + self.dropout(hidden))
 
 
@@ -208,13 +230,14 @@ class DecoderLayer(nn.Module):
     def forward(
         self, x: Tensor, position: Tensor, references: Tensor, memory: Memory, values: Tensor
     ) -> Tensor:
-        """Transform (B, Q, D) queries that look at (B, S, D) values."""
+        """Transform (B, Q, D) queries that look at (B, S, D) values around references."""
         query = x + position
         attended = self.self_attn(query, query, x, need_weights=False)[0]
         x = self.norm2(x + self.dropout(attended))
-        attended = self.cross_attn(x + position, references, memory, values)
+        sampling = self.cross_attn.sampling(references, memory)
+        attended = self.cross_attn(x + position, sampling, memory, values)
         x = self.norm1(x + self.dropout(attended))
-        hidden = self.linear2(self.dropout(F.relu(self.linear1(x))))
+        hidden = self.linear2(self.dropout(F.relu(self.linear1(x), inplace=True)))
         return self.norm3(x + self.dropout(hidden))
 
 
@@ -234,7 +257,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the last layer's output, without an activation."""
         for layer in self.layers[:-1]:
-            x = F.relu(layer(x))
+            x = F.relu(layer(x), inplace=True)
         return self.layers[-1](x)
 
 
@@ -289,9 +312,10 @@ class DeformableTransformer(nn.Module):
             for level, p in enumerate(positions)
         ]
         position = torch.cat(embedded, 1)
-        references = memory.pixel_centres()
+        first = cast(EncoderLayer, self.encoder.layers[0])
+        sampling = first.self_attn.sampling(memory.pixel_centres(), memory)
         for layer in self.encoder.layers:
-            x = layer(x, position, references, memory)
+            x = layer(x, position, sampling, memory)
         return x
 
     def decode(
