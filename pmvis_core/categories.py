@@ -251,7 +251,7 @@ def _singular(word: str) -> str:
         return word[:-3] + "y"
     if word.endswith(("ches", "shes", "xes", "sses")):
         return word[:-2]
-    if word.endswith("s") and not word.endswith(("ss", "us", "is")):
+    if word.endswith("s") and word != "s" and not word.endswith(("ss", "us", "is")):
         return word[:-1]
     return word
 

@@ -29,10 +29,10 @@ from pmvis_core.augment import AugmentConfig, View, draw_clip, draw_still
 from pmvis_core.errors import DataError
 from pmvis_core.formats.ytvis import open_tracks
 from pmvis_core.samples import Frame, KeyReferencePair, Targets
-from pmvis_core.stills import Still, read_stills, sorted_categories
+from pmvis_core.stills import Still, read_picture, read_stills, sorted_categories
 from pmvis_core.streams import Ledger, Mixture, Source, batches, prefetch
 from pmvis_core.types import RLE, Supervision, Track, VideoInfo, VideoTracks
-from pmvis_core.video import FrameSource, find_frames, read_image
+from pmvis_core.video import FrameSource, find_frames
 
 __all__ = [
     "CocoImages",
@@ -200,7 +200,7 @@ class PseudoVideos:
         return {"videos": row}
 
 
-def image_mixture(images: CocoImages, box_only_share: float = 3 / 7) -> Mixture:
+def image_mixture(images: CocoImages, box_only_share: float = 3 / 7) -> Mixture[KeyReferencePair]:
     """Return the image stage's data: masked and box-only stills in the paper's proportion.
 
     The authors' loader draws from COCO and ImageNet with weights 1 and 0.75, hence 3/7. Where one
@@ -212,7 +212,7 @@ def image_mixture(images: CocoImages, box_only_share: float = 3 / 7) -> Mixture:
     return Mixture([masked, box_only], [1 - box_only_share, box_only_share])
 
 
-def annotation_ledger(source: Source | Mixture) -> dict[str, Any]:
+def annotation_ledger(source: Source[Any] | Mixture[Any]) -> dict[str, Any]:
     """Return which labels go into a run, as plain JSON values.
 
     Returns:
@@ -268,13 +268,7 @@ class _Cache(Generic[T]):
 
 def _load(still: Still) -> tuple[Image, Image]:
     """Return the image and the (N, H, W) masks of its RLE instances (zeros for the others)."""
-    image = read_image(still.path, f"training image {still.id}")
-    if image.shape[:2] != still.size:
-        raise DataError(
-            f"training image {still.id}: `{still.path}` is {image.shape[1]}x{image.shape[0]} "
-            f"pixels, the annotations say {still.size[1]}x{still.size[0]}",
-            "annotations and images do not belong together; check the images' folder",
-        )
+    image = read_picture(still)
     rles = [instance.rle for instance in still.instances]
     return image, _decode(rles if any(rles) else (), still.size)
 
@@ -323,7 +317,7 @@ def _clip_frame(clip: _Clip, rows: Sequence[int], time: int, image: Image, view:
     seen = view.masks(_decode([clip.tracks[row].rles[time] for row in rows], size))
     boxes = _tight_boxes(seen)
     away = [rle for track in clip.ignored if (rle := track.rles[time]) is not None]
-    ignored = view.boxes(np.array([masks.to_box(rle) for rle in away]).reshape(-1, 4))
+    ignored = view.boxes(masks.to_boxes(away))
     # What lies on a known object is its duplicate, no missed object.
     unknown = _filled(ignored) & (_box_iou(ignored, boxes).max(1, initial=0) <= _DUPLICATE_IOU)
     kinds = tuple(clip.tracks[row].supervision for row in rows)

@@ -20,11 +20,10 @@ moderately and loses them behind occluders. `tests/benchmarks/bench_refine.py` p
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -43,37 +42,45 @@ from pmvis_core.bilateral import (
     scaled,
     surrounding_box,
 )
+from pmvis_core.frame_cache import BoundedCache, Frames
 from pmvis_core.types import VideoInfo
 
 
-class Frames(Protocol):
-    """The frames of one video (`pmvis_core.video.FrameSource` is one)."""
+class Prediction(Protocol):
+    """What a propagator believes of one object in one frame."""
 
-    def frames(self) -> Iterator[Bytes]:
-        """Yield all frames in order: (H, W, 3) uint8 RGB."""
+    @property
+    def mask(self) -> Bytes:
+        """(H, W) uint8: 1 where the object is, at the video's size."""
         ...
 
-    def __getitem__(self, t: int) -> Bytes:
-        """Return frame ``t``: (H, W, 3) uint8 RGB."""
+    @property
+    def probability(self) -> Float:
+        """(H, W) float32 in [0, 1]; where objects compete, a likely pixel may be another's."""
+        ...
+
+    @property
+    def confidence(self) -> float:
+        """Mean probability inside the mask, in [0, 1]; 0 where the mask is empty."""
         ...
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """What a propagator believes of one object in one frame."""
+class SoftMask:
+    """A prediction of an object that competes with none: its mask is what is likelier than not."""
 
     probability: Float
     """(H, W) float32 in [0, 1] at the video's size."""
 
     @property
     def mask(self) -> Bytes:
-        """(H, W) uint8: 1 where the object is likelier than not."""
+        """(H, W) uint8: 1 where the object is."""
         return (self.probability > 0.5).astype(np.uint8)
 
     @property
     def confidence(self) -> float:
-        """Mean probability inside the mask, in [0.5, 1]; 0 where the mask is empty."""
-        inside = self.probability[self.probability > 0.5]
+        """Mean probability inside the mask, in [0, 1]; 0 where the mask is empty."""
+        inside = self.probability[self.mask != 0]
         return float(inside.mean(dtype=np.float64)) if inside.size else 0.0
 
 
@@ -189,44 +196,6 @@ class _Link:
         return self.flow.nbytes + self.confidence.nbytes
 
 
-class _Weighty(Protocol):
-    """Something that knows how many bytes it holds."""
-
-    @property
-    def nbytes(self) -> int:
-        """Return the bytes."""
-        ...
-
-
-W = TypeVar("W", bound=_Weighty)
-
-
-class _Bounded(Generic[W]):
-    """A cache that forgets what was used longest ago when it holds too many bytes."""
-
-    def __init__(self, limit_bytes: int) -> None:
-        """Start empty."""
-        self._limit = limit_bytes
-        self._held = 0
-        self._items: OrderedDict[Any, W] = OrderedDict()
-
-    def get(self, key: Any, make: Callable[[], W]) -> W:
-        """Return the item of ``key``, made by ``make`` if it is not held."""
-        if key in self._items:
-            self._items.move_to_end(key)
-            return self._items[key]
-        return self.put(key, make())
-
-    def put(self, key: Any, item: W) -> W:
-        """Hold and return ``item``; the newest item is held however large it is."""
-        self._items[key] = item
-        self._held += item.nbytes
-        while self._held > self._limit and len(self._items) > 1:
-            _, old = self._items.popitem(last=False)
-            self._held -= old.nbytes
-        return item
-
-
 class FlowPropagation:
     """One video at working size: frames and flows shared by all objects and both directions.
 
@@ -242,8 +211,9 @@ class FlowPropagation:
         self._frames = frames
         self._stream = frames.frames()
         self._next = 0
-        self._views: _Bounded[_View] = _Bounded(settings.cache_bytes // 3)
-        self._links: _Bounded[_Link] = _Bounded(settings.cache_bytes // 3 * 2)
+        third = settings.cache_bytes // 3
+        self._views: BoundedCache[_View] = BoundedCache(third, _nbytes)
+        self._links: BoundedCache[_Link] = BoundedCache(2 * third, _nbytes)
         self._dis: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
         # half the preset's iterations: a quarter less time, and the same J was measured
         self._dis.setGradientDescentIterations(12)
@@ -392,7 +362,7 @@ class FlowSweep:
         for memory in self._keys.values():
             self._align(memory, now, t)
         return {
-            number: Prediction(self._video.enlarge(self._follow(item, now)))
+            number: SoftMask(self._video.enlarge(self._follow(item, now)))
             for number, item in self._objects.items()
         }
 
@@ -467,6 +437,11 @@ class FlowSweep:
         decided = 1 / (1 + np.exp(-odds))
         decided = np.where(depth > self._set.band, np.maximum(vote, 0.9), decided)
         return np.where(height > self._set.band, 0, decided).astype(np.float32)
+
+
+def _nbytes(item: _View | _Link) -> int:
+    """Return the size of an item in the cache."""
+    return item.nbytes
 
 
 @contextmanager

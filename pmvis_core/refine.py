@@ -4,15 +4,16 @@ PM-VIS+ (Sec. III-C): the frame in which an instance's score is highest is its k
 model's mask there is propagated to the first and to the last frame; the halves are merged. Classes
 and scores stay those of the image model, so that TopK and PScore keep their meaning afterwards.
 
-Three things depart from the paper, each with a switch. *Snapping*: where the propagated mask
-agrees with the track's own mask of that frame (IoU above ``snap``), the own mask is taken and
-propagation restarts from it, for the image model's edge is better than drifted flow; ``snap=1``
-switches it off. *Gates* take out frames in which propagation has probably lost the object;
-``area_jump=0`` and ``cycle=0`` switch them off. *Overlap* of objects stays as it is unless
-``overlap`` says otherwise.
+Four things depart from the paper, each with a switch; the first two are on for `flow` alone, which
+needs them (`RefineOptions.of`). *Snapping*: where the propagated mask agrees with the track's own
+mask of that frame (IoU above ``snap``), the own mask is taken and propagation restarts from it, for
+the image model's edge is better than drifted flow; ``snap=1`` switches it off. *Gates* take out
+frames in which propagation has probably lost the object; ``area_jump=0`` and ``cycle=0`` switch
+them off. *Overlap* of objects stays as it is unless ``overlap`` says otherwise. Tracks that the
+filter would throw out need not be propagated first: ``keep``.
 
-    propagator = make_propagator("flow")
-    for video in refine(read_tracks(path), frames_of, propagator, RefineOptions(), RefineCounts()):
+    options = RefineOptions.of("flow")
+    for video in refine(read_tracks(path), frames_of, FlowPropagator(), options, RefineCounts()):
         out.write(video)
 """
 
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -28,22 +29,16 @@ from numpy.typing import NDArray
 
 from pmvis_core import masks
 from pmvis_core.bilateral import Box, surrounding_box
-from pmvis_core.errors import ResourceError, UsageError
+from pmvis_core.errors import UsageError
 from pmvis_core.files import significant
+from pmvis_core.filter import FilterRule, filter_tracks
+from pmvis_core.frame_cache import Frames
 from pmvis_core.progress import Progress, silent
-from pmvis_core.propagation import (
-    FlowPropagator,
-    FlowSettings,
-    Frames,
-    Prediction,
-    Propagation,
-    Propagator,
-)
+from pmvis_core.propagation import Prediction, Propagation, Propagator
 from pmvis_core.types import RLE, Track, VideoInfo, VideoTracks
 
 logger = logging.getLogger(__name__)
 
-METHODS = ("flow", "deaot")
 OVERLAPS = ("independent", "argmax", "score")
 _DIGITS = 3
 """Significant digits of the confidences in a track's lineage."""
@@ -66,6 +61,22 @@ class RefineOptions:
     cycle: float = 0.0
     """Frames from which the way back finds the start with less than this IoU are taken out; 0, the
     default, checks none: with `flow` it takes out more right frames than wrong ones."""
+
+    keep: FilterRule = field(default_factory=FilterRule)
+    """Which tracks are worth the work; the others are left out, as `filter` would do later."""
+
+    @classmethod
+    def of(cls, method: str, **given: Any) -> RefineOptions:
+        """Return a method's defaults, but for what is given and not None."""
+        trusting = {} if method == "flow" else {"snap": 1.0, "area_jump": 0.0}
+        said = {name: value for name, value in given.items() if value is not None}
+        return cls(**{**trusting, **said})
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the options for a file's lineage; a rule that keeps all is left out."""
+        facts = {item.name: getattr(self, item.name) for item in fields(self)}
+        rule = facts.pop("keep")
+        return facts if rule == FilterRule() else {**facts, "keep": rule.as_json()}
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant.
@@ -92,7 +103,9 @@ class RefineCounts:
     videos: int = 0
     """Videos refined."""
     tracks: int = 0
-    """Rows read."""
+    """Rows read and worth the work."""
+    filtered: int = 0
+    """Rows left out before, by ``RefineOptions.keep``."""
     dropped: int = 0
     """Rows left out: no mask to start from, or (with an overlap policy) none left to them."""
     frames: int = 0
@@ -113,23 +126,6 @@ class RefineCounts:
             self.frames += len(item.rles) - 1
             self.snapped += len(item.snapped)
             self.gated += len(item.gated)
-
-
-def make_propagator(method: str, short_edge: int = FlowSettings.short_edge) -> Propagator:
-    """Return the propagator called ``method``; ``short_edge`` is its working size in pixels.
-
-    Raises:
-        UsageError: no such method.
-        ResourceError: `deaot`, whose weights cannot be read yet.
-    """
-    if method == "flow":
-        return FlowPropagator(FlowSettings(short_edge=short_edge))
-    if method == "deaot":
-        raise ResourceError(
-            "`--method deaot` needs DeAOT weights, and this version of pmvis cannot read them",
-            "`--method flow` works without weights",
-        )
-    raise UsageError(f"method `{method}`, expected one of: {', '.join(METHODS)}")
 
 
 def refine(
@@ -169,6 +165,9 @@ def refine_video(
     counts: RefineCounts,
 ) -> VideoTracks:
     """Return one video with its tracks refined; see `refine`."""
+    counts.filtered += len(video.tracks)
+    video = filter_tracks(video, options.keep).kept
+    counts.filtered -= len(video.tracks)
     objects, owner = _objects(video.tracks, options.min_area)
     if objects:
         propagation = propagator.open(frames_of(video.video), video.video)
@@ -270,7 +269,10 @@ _Patch = tuple[Box, NDArray[np.uint8]]
 
 
 def _objects(tracks: Sequence[Track], min_area: int) -> tuple[list[_Object], dict[int, _Object]]:
-    """Return what has to be propagated, and which of it each row (by track id) takes."""
+    """Return what has to be propagated, and which of it each row (by track id) takes.
+
+    The best come first: where objects compete for pixels of a key frame, they win.
+    """
     found: dict[tuple[Any, ...], _Object] = {}
     owner: dict[int, _Object] = {}
     for track in tracks:
@@ -282,13 +284,12 @@ def _objects(tracks: Sequence[Track], min_area: int) -> tuple[list[_Object], dic
         item = found.setdefault((instance, key, texts), _Object(key, track.rles, instance))
         item.score = max(item.score, track.score)
         owner[track.id] = item
-    return list(found.values()), owner
+    return sorted(found.values(), key=lambda item: -item.score), owner
 
 
 def _warn_of_dropped(video: VideoTracks, kept: Sequence[Track], options: RefineOptions) -> None:
     """Warn of the rows that are not kept."""
-    left_out = ", ".join(str(track.id) for track in video.tracks if track not in kept)
-    if left_out:
+    if left_out := ", ".join(str(track.id) for track in video.tracks if track not in kept):
         where = f"video {video.video.id} `{video.video.name}`"
         why = f"no frame leaves them a mask of {options.min_area} pixels"
         logger.warning("%s: dropped tracks %s: %s", where, left_out, why)
@@ -306,17 +307,17 @@ def _sweep(
     sweep = propagation.sweep()
     live, waiting = 0, len(seeds)
     for t in order:
+        starting = {number: rle for number, (start, rle) in seeds.items() if start == t}
+        live, waiting = live + len(starting), waiting - len(starting)
         for number, prediction in sweep.advance(t).items():
             answer = visit(number, t, prediction)
             if answer is False:
                 sweep.drop(number)
                 live -= 1
             elif answer is not True:
-                sweep.add(number, masks.decode(answer))
-        for number, (start, rle) in seeds.items():
-            if start == t:
-                sweep.add(number, masks.decode(rle))
-                live, waiting = live + 1, waiting - 1
+                starting[number] = answer
+        for number, rle in sorted(starting.items()):
+            sweep.add(number, masks.decode(rle))
         if not live and not waiting:
             return
 
@@ -429,8 +430,7 @@ def _way_back(
         overlaps[number] = float(masks.iou([masks.encode(prediction.mask)], [known])[0, 0])
         return False
 
-    masked = {number: objects[number].rles[t] for number, t in tried.items()}
-    seeds = {number: (tried[number], rle) for number, rle in masked.items() if rle is not None}
+    seeds = {n: (t, rle) for n, t in tried.items() if (rle := objects[n].rles[t]) is not None}
     first = (max if direction < 0 else min)(tried.values())
     last = (min if direction < 0 else max)(starts.values())
     _sweep(propagation, seeds, range(first, last + direction, direction), visit)

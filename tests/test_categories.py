@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pmvis_core import categories as cat
@@ -97,6 +97,7 @@ def test_names_that_are_the_same(one: str, other: str) -> None:
 
 
 @given(st.text(max_size=12))
+@example("0:S")
 def test_normalising_never_fails_and_has_no_case(name: str) -> None:
     text = cat.normalised(name)
     assert text == text.strip()

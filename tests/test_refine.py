@@ -12,14 +12,14 @@ import pytest
 from numpy.typing import NDArray
 
 from pmvis_core import masks
-from pmvis_core.errors import DataError, ResourceError, UsageError
+from pmvis_core.errors import DataError, UsageError
 from pmvis_core.files import canonical_json
-from pmvis_core.propagation import FlowPropagator, Frames, Prediction
+from pmvis_core.frame_cache import Frames
+from pmvis_core.propagation import FlowPropagator, Prediction, SoftMask
 from pmvis_core.refine import (
     RefineCounts,
     RefineOptions,
     key_frame,
-    make_propagator,
     refine,
     refine_video,
 )
@@ -98,7 +98,7 @@ class ScriptedSweep:
             probability = moved.astype(np.float32)
             if self.owner.script is not None:
                 probability = self.owner.script(t, moved)
-            out[number] = Prediction(probability)
+            out[number] = SoftMask(probability)
             self.held[number] = out[number].mask
         return out
 
@@ -347,15 +347,6 @@ def test_done_videos_are_left_out_and_progress_is_told() -> None:
 def test_options_that_cannot_be_meant(bad: dict[str, object]) -> None:
     with pytest.raises(UsageError, match=str(next(iter(bad.values())))):
         RefineOptions(**bad)  # type: ignore[arg-type]
-
-
-def test_methods() -> None:
-    assert isinstance(make_propagator("flow", 320), FlowPropagator)
-    with pytest.raises(ResourceError, match="DeAOT") as deaot:
-        make_propagator("deaot")
-    assert deaot.value.exit_code == 4
-    with pytest.raises(UsageError, match="expected one of: flow, deaot"):
-        make_propagator("magic")
 
 
 class MovingSquare:

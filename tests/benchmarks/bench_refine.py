@@ -1,13 +1,14 @@
-"""How well and how fast `refine --method flow` is. Run by hand: minutes, not seconds.
+"""How well and how fast `refine` is. Run by hand: minutes, not seconds.
 
     python tests/benchmarks/bench_refine.py real [--root ../shared/real/videos] [--short-edge 240]
+    python tests/benchmarks/bench_refine.py real --weights RUN [--max-long-edge 433]
     python tests/benchmarks/bench_refine.py tiny [--videos 40] [--seed 1]
 
-`real`: the ground-truth mask of the middle frame is propagated to both ends of each video; mean
-IoU with the ground truth (J) over all other frames in which the object is annotated, next to the J
-of copying the mask. `tiny`: drawn videos whose true masks are spoilt as an image model spoils them
-(ragged edges, halves, swaps with a neighbour, gaps), refined with each option; mean track IoU and
-the share of tracks above IoU 0.5 and 0.75.
+`real`, by `flow`, or by DeAOT where weights are given: the ground-truth mask of the middle frame is
+propagated to both ends of each video; mean IoU with the ground truth (J) over all other frames in
+which the object is annotated, next to the J of copying the mask. `tiny`: drawn videos whose true
+masks are spoilt as an image model spoils them (ragged edges, halves, swaps with a neighbour, gaps),
+refined with each option; mean track IoU and the share of tracks above IoU 0.5 and 0.75.
 """
 
 from __future__ import annotations
@@ -22,11 +23,15 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from pmvis_core import masks, synthetic
+from pmvis_core.deaot_propagation import DeaotPropagator, DeaotSettings
+from pmvis_core.deaot_weights import load_deaot
 from pmvis_core.formats.ytvis import read_dataset
-from pmvis_core.refine import RefineCounts, RefineOptions, make_propagator, refine
+from pmvis_core.propagation import FlowPropagator, FlowSettings, Propagator
+from pmvis_core.refine import RefineCounts, RefineOptions, refine
 from pmvis_core.types import RLE, Track, VideoTracks
 from pmvis_core.video import find_frames
 
@@ -52,18 +57,24 @@ def main() -> None:
     default_root = Path(__file__).resolve().parents[3] / "shared/real/videos"
     parser.add_argument("--root", type=Path, default=default_root)
     parser.add_argument("--short-edge", type=int, default=240)
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--max-long-edge", type=int, default=1040)
     parser.add_argument("--videos", type=int, default=40)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     if options.what == "real":
-        real(options.root, options.short_edge)
+        if options.weights:
+            settings = DeaotSettings(max_long_edge=options.max_long_edge)
+            network = load_deaot(options.weights)
+            real(options.root, DeaotPropagator(network, torch.device("cpu"), settings))
+        else:
+            real(options.root, FlowPropagator(FlowSettings(short_edge=options.short_edge)))
     else:
         tiny(options.videos, options.seed)
 
 
-def real(root: Path, short_edge: int) -> None:
+def real(root: Path, propagator: Propagator) -> None:
     """Print J per video of ``annotations_clean.json``."""
-    propagator = make_propagator("flow", short_edge)
     print(f"{'video':28}{'tracks':>7}{'frames':>7}{'copy':>7}{'J':>7}{'ms/step':>9}")
     table = []
     for truth in read_dataset(root / "annotations_clean.json"):
@@ -123,7 +134,7 @@ def tiny(count: int, seed: int) -> None:
         for label, options in OPTIONS.items():
             counts = RefineCounts()
             start = time.process_time()
-            propagator = make_propagator("flow")
+            propagator = FlowPropagator()
             mended = list(refine(raw, frames_of, propagator, options, counts))
             spent = (time.process_time() - start) / count
             print(
