@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from pmvis_core.run_folder import TrainJob
-    from pmvis_core.systems.pmvis import RunConfig
 
+Config = TypeVar("Config")
+"""A frozen dataclass of a run's numbers."""
 RunFolder = Annotated[
     Path, typer.Option("-o", "--output", metavar="RUN", help="Run folder; an unfinished resumes.")
 ]
@@ -33,7 +34,12 @@ Images = Annotated[
     typer.Option(metavar="DIR", help="Folder of the images; default: as the JSON says."),
 ]
 Init = Annotated[
-    Path | None, typer.Option("--init", metavar="RUN", help="A pmvis model to start from.")
+    Path | None,
+    typer.Option(
+        "--init",
+        metavar="RUN|FILE",
+        help="Start from a model of pmvis or IDOL, or a backbone.",
+    ),
 ]
 Processes = Annotated[
     int, typer.Option(min=1, help="Processes on this machine, one thread or GPU each.")
@@ -43,6 +49,14 @@ PrintConfig = Annotated[
 ]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print which losses apply to what, and stop.")
+]
+
+ReferenceQuirks = Annotated[
+    bool,
+    typer.Option(
+        "--reference-quirks",
+        help="As the authors' code where it is plainly wrong: BoxInst's red and blue swapped.",
+    ),
 ]
 
 
@@ -67,6 +81,7 @@ def train_image(
     freeze_mask_head: Annotated[
         bool, typer.Option("--freeze-mask-head", help="Keep the mask branch as initialised.")
     ] = False,
+    reference_quirks: ReferenceQuirks = False,
     seed: Seed = 0,
     device: Device = "auto",
     processes: Processes = 1,
@@ -92,6 +107,7 @@ def train_image(
     from pmvis_core.systems.pmvis import ImageStage
     from pmvis_core.systems.presets import IMAGE_PRESETS, find_preset
 
+    settings = _with_quirks(settings, reference_quirks)
     resolved = resolve(find_preset(IMAGE_PRESETS, preset), config, settings, steps, print_config)
     stage = ImageStage(data, images, box_loss, freeze_mask_head)
     job = TrainJob(stage, resolved, output, seed, init, init_backbone, device, processes)
@@ -122,6 +138,7 @@ def train_video(
         typer.Option(metavar="JSON", help="Stills to mix in by `train.image_share`."),
     ] = None,
     images: Images = None,
+    reference_quirks: ReferenceQuirks = False,
     seed: Seed = 0,
     device: Device = "auto",
     processes: Processes = 1,
@@ -142,26 +159,43 @@ def train_video(
     next: `pmvis infer --weights RUN --frames videos/ | pmvis eval --gt valid.json`
     """
     from pmvis_core.errors import UsageError
-    from pmvis_core.run_folder import TrainJob, preset_of
+    from pmvis_core.run_folder import TrainJob
     from pmvis_core.systems.pmvis import VideoStage
     from pmvis_core.systems.presets import VIDEO_PRESETS, find_preset
 
     if not mask_loss and not box_loss:
         raise UsageError("`--no-mask-loss` and `--no-box-loss` leave masks without any loss")
-    chosen = preset or (preset_of(init) if init else "resnet50")
-    resolved = resolve(find_preset(VIDEO_PRESETS, chosen), config, settings, steps, print_config)
+    chosen = find_preset(VIDEO_PRESETS, preset or _preset_for(init))
+    settings = _with_quirks(settings, reference_quirks)
+    resolved = resolve(chosen, config, settings, steps, print_config)
     stage = VideoStage(pseudo, frames, mask_loss, box_loss, data, images)
     job = TrainJob(stage, resolved, output, seed, init, None, device, processes)
     run(job, overwrite, dry_run, json)
 
 
+def _with_quirks(settings: list[str] | None, reference_quirks: bool) -> list[str]:
+    """Return the settings, with the published mistakes where they are asked for."""
+    quirks = ["train.reference_quirks=true"] if reference_quirks else []
+    return [*(settings or []), *quirks]
+
+
+def _preset_for(init: Path | None) -> str:
+    """Return the preset that fits the initial weights."""
+    from pmvis_core.checkpoint import preset_for
+    from pmvis_core.run_folder import preset_of
+
+    if init is not None and init.is_dir():
+        return preset_of(init)
+    return (preset_for(init) if init is not None else None) or "resnet50"
+
+
 def resolve(
-    preset: RunConfig,
+    preset: Config,
     config: Path | None,
     settings: list[str] | None,
     steps: int | None,
     print_config: bool,
-) -> RunConfig:
+) -> Config:
     """Layer file, environment and flags over a preset; print the result and stop if asked.
 
     Raises:
@@ -202,7 +236,7 @@ def run(job: TrainJob, overwrite: bool, dry_run: bool, json: bool) -> None:
         return
     if overwrite:
         clear_run_folder(job)
-    train(job, console.progress)
+    train(job, console.progress, lambda report: report.tell(console.say, console.detail))
     console.say(f"wrote {job.out}")
 
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -25,6 +25,56 @@ STATE_FILE = "state.pt"
 CONFIG_FILE = "config.toml"
 METRICS_FILE = "metrics.jsonl"
 FACTS_FILE = "run.json"
+
+
+class Named(Protocol):
+    """A stage, whose fields are a run's inputs."""
+
+    name: str
+
+
+class Job(Protocol):
+    """What a run folder needs to know of a run."""
+
+    @property
+    def stage(self) -> Named:
+        """Samples and losses."""
+        ...
+
+    @property
+    def config(self) -> Any:
+        """Numbers: a dataclass that `to_toml` takes."""
+        ...
+
+    @property
+    def out(self) -> Path:
+        """The run folder."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Of everything random."""
+        ...
+
+    @property
+    def init(self) -> Path | None:
+        """Weights to start from."""
+        ...
+
+    @property
+    def init_backbone(self) -> Path | None:
+        """Classification weights to start from."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """Torch device."""
+        ...
+
+    @property
+    def processes(self) -> int:
+        """Processes on this machine."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -55,7 +105,7 @@ def preset_of(run: Path) -> str:
     return str(read_toml(written)["preset"]) if written.exists() else "resnet50"
 
 
-def clear_run_folder(job: TrainJob) -> None:
+def clear_run_folder(job: Job) -> None:
     """Remove the files of a former run, and nothing else; the folder is this run's from then on.
 
     Raises:
@@ -67,7 +117,7 @@ def clear_run_folder(job: TrainJob) -> None:
         _write_config(job)
 
 
-def check_run_folder(job: TrainJob) -> None:
+def check_run_folder(job: Job) -> None:
     """Refuse to mix two runs in one folder.
 
     Raises:
@@ -89,7 +139,7 @@ def check_run_folder(job: TrainJob) -> None:
         )
 
 
-def inputs_of(job: TrainJob) -> dict[str, Any]:
+def inputs_of(job: Job) -> dict[str, Any]:
     """Return what goes into a run besides its config: the seed, options, and digests of files."""
     facts: dict[str, Any] = {"stage": job.stage.name, "seed": job.seed}
     given = {**vars(job.stage), "init": job.init, "init_backbone": job.init_backbone}
@@ -130,7 +180,7 @@ def _settings(toml: str) -> Iterator[tuple[str, str]]:
             yield name, value
 
 
-def describe(job: TrainJob, ledger: Mapping[str, Any], world: int) -> None:
+def describe(job: Job, ledger: Mapping[str, Any], world: int) -> None:
     """Write ``config.toml`` and ``run.json``.
 
     Args:
@@ -150,7 +200,7 @@ def describe(job: TrainJob, ledger: Mapping[str, Any], world: int) -> None:
     _write_config(job)
 
 
-def _write_config(job: TrainJob) -> None:
+def _write_config(job: Job) -> None:
     """Write what marks a folder as this run's."""
     with atomic_write(job.out / CONFIG_FILE) as stream:
         stream.write(to_toml(job.config))

@@ -2,8 +2,9 @@
 
 `train_image.json` of `pmvis map-categories` is such a file: an annotation without `segmentation` is
 a human box, an image's `source` says which data set it comes from. Labels are 0-based positions in
-the vocabulary by ascending category id. Crowd annotations are dropped, and so are images that
-have no other annotation; polygons stay polygons, because they are rasterised after augmentation.
+the vocabulary by ascending category id. Crowd annotations are kept apart, and images that have no
+other annotation are dropped; polygons stay polygons, because they are rasterised after
+augmentation.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from pmvis_core.errors import DataError
 from pmvis_core.formats.coco import CocoAnnotation, read_coco, segmentation_to_rle
 from pmvis_core.types import RLE, Box, Category, Supervision
+from pmvis_core.video import read_image
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +60,8 @@ class Still:
     """The data set it comes from (``coco``, ``imagenet``)."""
     instances: tuple[Instance, ...]
     """At least one."""
+    crowds: tuple[RLE, ...] = ()
+    """Regions at the image's size that hold objects which nobody took apart."""
 
     @property
     def has_mask(self) -> bool:
@@ -82,6 +86,7 @@ def read_stills(json: Path, root: Path) -> tuple[tuple[Category, ...], list[Stil
     vocabulary = sorted_categories(dataset.categories)
     sizes = {image.id: (image.height, image.width) for image in dataset.images}
     instances = _read_instances(json, dataset.annotations, sizes, vocabulary)
+    crowds = _read_crowds(json, dataset.annotations, sizes)
     stills = [
         Still(
             image.id,
@@ -89,6 +94,7 @@ def read_stills(json: Path, root: Path) -> tuple[tuple[Category, ...], list[Stil
             sizes[image.id],
             image.source or UNNAMED_SOURCE,
             tuple(instances[image.id]),
+            tuple(crowds.get(image.id, ())),
         )
         for image in dataset.images
         if image.id in instances
@@ -102,6 +108,22 @@ def read_stills(json: Path, root: Path) -> tuple[tuple[Category, ...], list[Stil
         logger.info("%s: %d images without annotations left out", json, len(sizes) - len(stills))
     _check_files(stills, root)
     return vocabulary, stills
+
+
+def read_picture(still: Still) -> NDArray[np.uint8]:
+    """Return a still's (H, W, 3) RGB image.
+
+    Raises:
+        DataError: it cannot be read or has another size than the annotations say.
+    """
+    image = read_image(still.path, f"training image {still.id}")
+    if image.shape[:2] != still.size:
+        raise DataError(
+            f"training image {still.id}: `{still.path}` is {image.shape[1]}x{image.shape[0]} "
+            f"pixels, the annotations say {still.size[1]}x{still.size[0]}",
+            "annotations and images do not belong together; check the images' folder",
+        )
+    return image
 
 
 def sorted_categories(categories: Iterable[Category]) -> tuple[Category, ...]:
@@ -133,6 +155,19 @@ def _read_instances(
             "`%s`: %d annotations without a polygon of three points left out", json, degenerate
         )
     return instances
+
+
+def _read_crowds(
+    json: Path, annotations: Sequence[CocoAnnotation], sizes: dict[int, tuple[int, int]]
+) -> dict[int, list[RLE]]:
+    """Return the masks of crowd annotations by image id; those with a box only say nothing."""
+    crowds: dict[int, list[RLE]] = {}
+    for row in annotations:
+        if row.is_crowd and row.segmentation is not None:
+            where = f"`{json}`: annotation {row.id}"
+            rle = segmentation_to_rle(row.segmentation, *sizes[row.image_id], where)
+            crowds.setdefault(row.image_id, []).append(rle)
+    return crowds
 
 
 def _read_instance(

@@ -12,16 +12,18 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pmvis_core.errors import DataError, UsageError
-from pmvis_core.samples import KeyReferencePair
 from pmvis_core.types import Category
 
 T = TypeVar("T")
+Sample = TypeVar("Sample")
+"""What a source yields, such as a key/reference pair."""
+Sample_co = TypeVar("Sample_co", covariant=True)
 Ledger = dict[str, Counter[str]]
 """Per source: how many ``images`` or ``videos``, and annotations by kind of supervision."""
 
@@ -29,8 +31,8 @@ _DRAW_BLOCK = 4096
 _CHOICE, _ORDER, _SAMPLE = range(3)
 
 
-class Source(Protocol):
-    """Something that pairs are sampled from."""
+class Source(Protocol[Sample_co]):
+    """Something that samples are drawn from."""
 
     categories: tuple[Category, ...]
     """The vocabulary by ascending id; label ``k`` is ``categories[k]``."""
@@ -39,8 +41,8 @@ class Source(Protocol):
         """Return the number of stills or videos."""
         ...
 
-    def sample(self, index: int, rng: np.random.Generator) -> KeyReferencePair:
-        """Return a random pair of the ``index``-th of them."""
+    def sample(self, index: int, rng: np.random.Generator) -> Sample_co:
+        """Return a random sample of the ``index``-th of them."""
         ...
 
     def ledger(self) -> Ledger:
@@ -48,10 +50,12 @@ class Source(Protocol):
         ...
 
 
-class Mixture:
+class Mixture(Generic[Sample]):
     """Several sources, each drawn with its share of the probability."""
 
-    def __init__(self, sources: Sequence[Source | Mixture], shares: Sequence[float]) -> None:
+    def __init__(
+        self, sources: Sequence[Source[Sample] | Mixture[Sample]], shares: Sequence[float]
+    ) -> None:
         """Keep the sources; a mixture within a mixture is taken apart.
 
         Args:
@@ -67,14 +71,14 @@ class Mixture:
             raise UsageError(f"shares {list(shares)}, expected {len(sources)} numbers >= 0")
         if not 0 < weights.sum() < np.inf:
             raise UsageError(f"shares {list(shares)} leave nothing to draw from")
-        flat: list[tuple[Source, float]] = []
+        flat: list[tuple[Source[Sample], float]] = []
         for source, weight in zip(sources, (weights / weights.sum()).tolist(), strict=True):
             if isinstance(source, Mixture):
                 parts = zip(source.sources, source.probabilities.tolist(), strict=True)
                 flat += [(part, weight * share) for part, share in parts]
             else:
                 flat.append((source, weight))
-        self.sources: tuple[Source, ...] = tuple(source for source, _ in flat)
+        self.sources: tuple[Source[Sample], ...] = tuple(source for source, _ in flat)
         self.probabilities: NDArray[np.float64] = np.array([weight for _, weight in flat])
         self.categories = self.sources[0].categories
         self._check()
@@ -90,7 +94,7 @@ class Mixture:
                     "make images and tracks with the same `categories.json`",
                 )
 
-    def draws(self, seed: int, start: int = 0) -> Iterator[tuple[Source, int]]:
+    def draws(self, seed: int, start: int = 0) -> Iterator[tuple[Source[Sample], int]]:
         """Yield (source, index) without end, each source in shuffled epochs of its own.
 
         Args:
@@ -124,19 +128,19 @@ class Mixture:
 
 
 def batches(
-    source: Source | Mixture,
-    pairs_per_batch: int,
+    source: Source[Sample] | Mixture[Sample],
+    share: int,
     seed: int,
     rank: int = 0,
     world: int = 1,
     start_step: int = 0,
     threads: int = 0,
-) -> Iterator[list[KeyReferencePair]]:
+) -> Iterator[list[Sample]]:
     """Yield this process's batches without end.
 
     Args:
         source: what to draw from.
-        pairs_per_batch: pairs of this process in one step.
+        share: samples of this process in one step.
         seed: the same seed gives the same data.
         rank: this process's number; the processes share the epochs out among them.
         world: number of processes.
@@ -144,18 +148,18 @@ def batches(
         threads: samples made side by side; 0 makes them in the caller's thread.
     """
     mixture = source if isinstance(source, Mixture) else Mixture([source], [1.0])
-    all_pairs = world * pairs_per_batch
-    draws = mixture.draws(seed, start_step * all_pairs)
+    whole = world * share
+    draws = mixture.draws(seed, start_step * whole)
 
-    def make(drawn: tuple[Source, int], number: int) -> KeyReferencePair:
+    def make(drawn: tuple[Source[Sample], int], number: int) -> Sample:
         return drawn[0].sample(drawn[1], np.random.default_rng([seed, _SAMPLE, number]))
 
     with ThreadPoolExecutor(max(1, threads)) as pool:
         for step in itertools.count(start_step):
-            first = rank * pairs_per_batch
-            drawn = list(itertools.islice(draws, all_pairs))[first : first + pairs_per_batch]
-            begin = step * all_pairs + first
-            numbers = range(begin, begin + pairs_per_batch)
+            first = rank * share
+            drawn = list(itertools.islice(draws, whole))[first : first + share]
+            begin = step * whole + first
+            numbers = range(begin, begin + share)
             yield list((pool.map if threads else map)(make, drawn, numbers))
 
 

@@ -16,7 +16,7 @@ FLOORS: dict[int, frozenset[str]] = {
     5: frozenset(
         "train train_propagator run_loop run_folder infer refine filter evaluation submission "
         "report report_drawing synthetic synthetic_scenes synthetic_shapes demo doctor segmenter "
-        "shards propagators".split()
+        "shards propagators image_inference".split()
     ),
     4: frozenset(["systems"]),
     3: frozenset(

@@ -15,6 +15,7 @@ from pmvis_core.config import ModelConfig, TrackerConfig, TrainConfig
 from pmvis_core.datasets import CocoImages, Mixture, PseudoVideos, image_mixture
 from pmvis_core.losses import LossWeights, SetCriterion
 from pmvis_core.matching import OptimalTransportMatcher
+from pmvis_core.samples import KeyReferencePair
 from pmvis_core.types import Category
 from pmvis_core.weak_losses import BoxInst
 
@@ -44,7 +45,7 @@ class RunConfig:
 class Samples:
     """What a stage learns from."""
 
-    source: Mixture
+    source: Mixture[KeyReferencePair]
     """Key/reference pairs."""
     categories: tuple[Category, ...]
     """The vocabulary; label k is the k-th category."""
@@ -139,6 +140,7 @@ def _criterion(
         boxinst=BoxInst(
             warmup_steps=config.train.pairwise_warmup_steps,
             bottom_rows=config.train.bottom_rows,
+            channel_order="bgr" if config.train.reference_quirks else "rgb",
         ),
         seed=seed,
     )

@@ -1,0 +1,83 @@
+"""`pmvis train-propagator`: the tracker of `refine`, learned from stills alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pmvis_cli.console import get_console
+from pmvis_cli.options import Device, JsonFlag, Overwrite, Seed, Settings
+from pmvis_cli.train import ConfigFile, Images, PrintConfig, Processes, RunFolder, Steps, resolve
+
+
+def train_propagator(
+    data: Annotated[
+        Path,
+        typer.Option(metavar="JSON", help="COCO instances; images with boxes only are left out."),
+    ],
+    output: RunFolder,
+    variant: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="deaott (default), deaots, deaotb, r50_deaotl, aott, …"),
+    ] = None,
+    crop: Annotated[
+        int | None,
+        typer.Option(metavar="PIXELS", help="Side of the clips: 16 k + 1; default: 465."),
+    ] = None,
+    config: ConfigFile = None,
+    settings: Settings = None,
+    steps: Steps = None,
+    images: Images = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN|FILE", help="Start from a propagator, or ImageNet weights of its encoder."
+        ),
+    ] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    processes: Processes = 1,
+    overwrite: Overwrite = False,
+    print_config: PrintConfig = False,
+    json: JsonFlag = False,
+) -> None:
+    """Train the tracker of `refine` on clips made from stills, without any annotated video.
+
+    A still's objects and those of a second one move over it; the masks of the first frame are
+    given and those of the others are learned (the first stage of AOT and DeAOT).
+
+    Examples:
+      pmvis train-propagator --data maps/train_image.json --init mobilenet_v2.pth -o runs/deaot
+      pmvis train-propagator --data train.json --crop 193 --set train.clips_per_batch=2 -o R
+      pmvis train-propagator --data train.json --variant r50_deaotl --init r50.pth -o runs/r50
+
+    Reads: COCO instances with masks and their images.
+    Writes: RUN/ with config.toml, run.json, metrics.jsonl and, last, model.safetensors.
+      The same command again continues an unfinished run.
+
+    next: `pmvis refine raw.tracks.jsonl --method deaot --weights RUN --frames videos/`
+    """
+    from pmvis_core.devices import find_device
+    from pmvis_core.run_folder import clear_run_folder
+    from pmvis_core.train_propagator import (
+        ClipStage,
+        PropagatorConfig,
+        PropagatorJob,
+        train_propagator,
+    )
+
+    flags = [f"variant={variant}"] if variant else []
+    flags += [f"clip.crop={crop}"] if crop else []
+    defaults = PropagatorConfig()
+    resolved = resolve(defaults, config, [*(settings or []), *flags], steps, print_config)
+    place = str(find_device(device))
+    job = PropagatorJob(ClipStage(data, images), resolved, output, seed, init, place, processes)
+    if overwrite:
+        clear_run_folder(job)
+    console = get_console()
+    train_propagator(job, console.progress, lambda report: report.tell(console.say, console.detail))
+    if json:
+        console.emit_json({"run": str(output), "variant": resolved.variant})
+    console.say(f"wrote {output}")
