@@ -115,7 +115,11 @@ Settings = Annotated[
 
 Shard = Annotated[
     str,
-    typer.Option("--shard", metavar="i/n", help="Work on every n-th video; `pmvis join` puts shards together."),
+    typer.Option(
+        "--shard",
+        metavar="i/n",
+        help="Work on every n-th video; `pmvis join` puts shards together.",
+    ),
 ]
 """Which part of the videos, counting from 1."""
 

@@ -372,7 +372,7 @@ def _regions(ours: Sequence[RLE], theirs: Sequence[RLE]) -> Floats:
 
 def _are_empty(rles: Sequence[RLE]) -> Flags:
     """Return (N,) whether masks are empty."""
-    return masks.areas(rles) == 0
+    return np.equal(masks.areas(rles), 0)
 
 
 def _boundaries(ours: Sequence[RLE], theirs: Sequence[RLE]) -> Floats:

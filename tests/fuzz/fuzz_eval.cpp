@@ -17,8 +17,8 @@ struct PmvisSizes {
 
 extern "C" {
 int64_t pmvis_eval_read(const char* truth, int64_t truth_length, const char* results,
-                        int64_t results_length, int occlusions, int64_t most, int64_t shard,
-                        int64_t shards, int threads, pmvis::Problem** out);
+                        int64_t results_length, const pmvis::Protocol* protocol, int threads,
+                        pmvis::Problem** out);
 void pmvis_eval_sizes(const pmvis::Problem* problem, PmvisSizes* out);
 int64_t pmvis_eval_match(const pmvis::Protocol* protocol, int threads, pmvis::Problem* problem,
                          const pmvis::Columns* columns);
@@ -94,9 +94,12 @@ Results evaluate(const std::string& truth, const std::string& results, bool occl
                  int threads) {
   Results r;
   pmvis::Problem* problem = nullptr;
+  const bool second_shard = truth.size() % 3 == 0;
+  const pmvis::Protocol protocol{
+      kThresholds, 3, kAreas, 2, kOcclusions, occlusions ? 2 : 1, 3, second_shard ? 2 : 1,
+      second_shard ? 2 : 1, occlusions, truth.size() % 2 == 0};
   r.code = pmvis_eval_read(truth.data(), static_cast<int64_t>(truth.size()), results.data(),
-                           static_cast<int64_t>(results.size()), occlusions ? 1 : 0, 3, 0, 1, threads,
-                           &problem);
+                           static_cast<int64_t>(results.size()), &protocol, threads, &problem);
   if (r.code != 0) return r;
   const std::unique_ptr<pmvis::Problem, decltype(&pmvis_eval_free)> owned(problem, pmvis_eval_free);
   PmvisSizes sizes;
@@ -118,8 +121,6 @@ Results evaluate(const std::string& truth, const std::string& results, bool occl
       r.numbers[0].data(),  r.integers[3].data(), r.integers[4].data(), r.bytes[1].data(),
       r.integers[5].data(), r.integers[6].data(), r.bytes[2].data(),    r.integers[7].data(),
       r.numbers[1].data()};
-  const pmvis::Protocol protocol{kThresholds, 3, kAreas,     2, kOcclusions, occlusions ? 2 : 1,
-                                 occlusions,  truth.size() % 2 == 0};
   r.code = pmvis_eval_match(&protocol, threads, problem, &columns);
   if (r.code != 0) return {r.code, {}, {}, {}};
   for (const double iou : r.numbers[1]) EXPECT(iou >= 0 && iou <= 1);

@@ -44,7 +44,7 @@ for name in "${targets[@]}"; do
     masks) compile rle rle_avx2 dense mask_ops masks_avx2 polygons ;;
     eval)
       compile rle rle_avx2 polygons \
-        vis_curves vis_eval vis_group vis_masks vis_match vis_tracks
+        vis_curves vis_eval vis_group vis_masks vis_match vis_overlap vis_runs vis_tracks
       ;;
     *) echo "unknown target $name: rle, masks or eval" >&2; exit 2 ;;
   esac
