@@ -3,7 +3,8 @@
 Notable, as published: candidates above the selection threshold pass a per-class box NMS and a
 class-agnostic mask NMS; tracks and detections are matched greedily in score order; a track is
 remembered by its last few embeddings, the newer and surer ones weighing more; where several tracks
-fit a detection, the one seen in more frames is preferred.
+fit a detection, the one seen in more frames is preferred. `TrackerConfig` can switch each of these
+off, down to a plain momentum embedding.
 """
 
 from __future__ import annotations
@@ -83,24 +84,28 @@ class _Tracklet:
 
     id: int
     last_frame: int
+    momentum_embedding: Tensor
     seen_frames: int = 0
     embeddings: list[Tensor] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
 
-    def remember(self, embedding: Tensor, score: float, frame: int, memory_frames: int) -> None:
+    def remember(self, embedding: Tensor, score: float, frame: int, config: TrackerConfig) -> None:
         """Append an appearance and forget the oldest beyond the memory."""
-        self.embeddings = [*self.embeddings, embedding][-memory_frames:]
-        self.scores = [*self.scores, score][-memory_frames:]
+        self.embeddings = [*self.embeddings, embedding][-config.memory_frames :]
+        self.scores = [*self.scores, score][-config.memory_frames :]
+        self.momentum_embedding = self.momentum_embedding.lerp(embedding, config.momentum)
         self.seen_frames += 1
         self.last_frame = frame
 
-    def memory(self) -> Tensor:
-        """Return the (E,) mean of the appearances, weighted by score and recency."""
-        stacked = torch.stack(self.embeddings)
-        n = len(self.scores)
-        recency = torch.arange(1, n + 1, device=stacked.device) / n
-        weight = torch.tensor(self.scores, device=stacked.device) + recency
-        return (stacked * weight[:, None]).sum(0) / weight.sum()
+    def memory(self, config: TrackerConfig) -> Tensor:
+        """Return the (E,) embedding that detections are compared with."""
+        if not config.long_match:
+            return self.momentum_embedding
+        weight = torch.tensor(self.scores)
+        if config.temporal_weight:
+            n = len(self.scores)
+            weight = weight + torch.arange(1, n + 1) / n
+        return (torch.stack(self.embeddings) * weight[:, None]).sum(0) / weight.sum()
 
 
 class OnlineTracker:
@@ -135,11 +140,11 @@ class OnlineTracker:
         for index, score, embedding in zip(matched, scores, embeddings, strict=True):
             tracklet = self.tracklets[index] if index is not None else None
             if tracklet is None and score > starts_above:
-                tracklet = _Tracklet(self._next_id, self.frame)
+                tracklet = _Tracklet(self._next_id, self.frame, embedding)
                 self._next_id += 1
                 self.tracklets.append(tracklet)
             if tracklet is not None:
-                tracklet.remember(embedding, score, self.frame, self.config.memory_frames)
+                tracklet.remember(embedding, score, self.frame, self.config)
             ids.append(UNTRACKED if tracklet is None else tracklet.id)
         self.skip_frame()
         return rows, ids
@@ -148,7 +153,7 @@ class OnlineTracker:
         """Return, for each (n, E) embedding, the index of the tracklet it joins."""
         if not self.tracklets or not len(embeddings):
             return [None] * len(embeddings)
-        memory = torch.stack([tracklet.memory() for tracklet in self.tracklets])
+        memory = torch.stack([tracklet.memory(self.config) for tracklet in self.tracklets])
         logits = embeddings @ memory.T
         similarity = ((logits.softmax(1) + logits.softmax(0)) / 2).numpy()
         seen = np.array([t.seen_frames for t in self.tracklets], np.float32)
@@ -156,7 +161,7 @@ class OnlineTracker:
         for row in range(len(similarity)):
             fits = similarity[row] > self.config.match_score
             weighted = similarity[row]
-            if fits.sum() > 1:
+            if self.config.frame_weight and fits.sum() > 1:
                 weighted = weighted * np.where(fits, seen, seen[fits].mean())
             best = int(weighted.argmax())
             if weighted[best] > self.config.match_score:

@@ -24,6 +24,10 @@ else:
     import tomli as tomllib
 
 
+SCORE_TYPES = ("mean", "max")
+"""How a track's score comes from its frames': their mean or their largest."""
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Sizes of IDOL; the defaults are the published R50 model."""
@@ -82,12 +86,32 @@ class TrackerConfig:
     """Bi-softmax similarity above which a detection joins a track."""
     memory_frames: int = 3
     """Embeddings a track remembers."""
+    long_match: bool = True
+    """Match a track by the weighted mean of its memory; False: by its momentum embedding."""
+    temporal_weight: bool = True
+    """In that mean, newer embeddings weigh more; False: the scores alone decide."""
+    frame_weight: bool = True
+    """Of several tracks that fit, prefer those seen in more frames."""
+    momentum: float = 0.8
+    """Share of the newest appearance in the momentum embedding."""
     max_gap_frames: int = 10
     """Frames after which an unseen track is forgotten."""
     row_score: float = 0.05
-    """Mean class probability above which a (track, class) row is output."""
+    """Track score above which a (track, class) row is output."""
+    score_type: str = "mean"
+    """What a track's score under a class is: one of `SCORE_TYPES`, over its frames."""
     frames_per_batch: int = 10
     """Frames in one forward pass."""
+
+    def __post_init__(self) -> None:
+        """Check what is a choice.
+
+        Raises:
+            UsageError: ``score_type`` is unknown.
+        """
+        if self.score_type not in SCORE_TYPES:
+            known = ", ".join(SCORE_TYPES)
+            raise UsageError(f"`score_type` is {self.score_type!r}, expected one of {known}")
 
 
 @dataclass(frozen=True)
@@ -130,6 +154,9 @@ class TrainConfig:
     """Steps over which BoxInst's pairwise term grows to its weight."""
     bottom_rows: int = 10
     """Rows at the bottom of an original image that BoxInst ignores."""
+    reference_quirks: bool = False
+    """Repeat a plain mistake of the published code: BoxInst compares colours whose red and blue
+    are swapped."""
     log_every: int = 50
     """Steps between lines of metrics.jsonl."""
     save_every: int = 1000

@@ -212,18 +212,18 @@ class VideoInference:
         return VideoTracks(info, rows)
 
     def _rows(self) -> Iterator[_Row]:
-        """Yield one row per object and category whose mean probability passes the threshold."""
+        """Yield one row per object and category whose score passes the threshold."""
         number = 0
         for summary in self._spool.summaries():
-            means = summary.means()
-            above = np.flatnonzero(means > self.config.row_score)
-            for label in [int(means.argmax())] if self.options.single_label else above.tolist():
+            scores = summary.scores(self.config.score_type)
+            above = np.flatnonzero(scores > self.config.row_score)
+            for label in [int(scores.argmax())] if self.options.single_label else above.tolist():
                 number += 1
                 self.rows = number
                 head = Track(
                     id=number,
                     category_id=self.categories[label].id,
-                    score=significant(float(means[label])),
+                    score=significant(float(scores[label])),
                     frame_scores=(),
                     rles=(),
                     instance=summary.identity,
@@ -336,7 +336,7 @@ def infer_video(
         options: what to do with the video.
 
     Returns:
-        One track per (object, category) whose mean probability passes the row threshold.
+        One track per (object, category) whose score passes the row threshold.
 
     Raises:
         DataError: a frame cannot be read.

@@ -1,9 +1,9 @@
 """What the tracks of one video collect, kept on disk: memory holds the living tracks only.
 
 A track's appearances (frame, class probabilities, mask) form a chain through one file, each record
-pointing to the next; a track that has ended leaves its summary (first record, number, sums) at its
-place in a second file, ordered by creation. So neither the length of a video nor the number of its
-dead tracks shows in memory, and rows are read back in order at the end.
+pointing to the next; a track that has ended leaves its summary (first record, number, sums and
+peaks) at its place in a second file, ordered by creation. So neither the length of a video nor the
+number of its dead tracks shows in memory, and rows are read back in order at the end.
 
     spool.add(identity, frame, probabilities, counts)
     for summary in spool.summaries():
@@ -58,6 +58,8 @@ class Summary:
     """Place of the first record."""
     sums: NDArray[np.float64]
     """(K,) class probabilities summed over the appearances."""
+    peaks: NDArray[np.float32]
+    """(K,) largest class probabilities of the appearances."""
     last: int = 0
     """Place of the last record."""
     last_frame: int = -1
@@ -66,6 +68,10 @@ class Summary:
     def means(self) -> NDArray[np.float64]:
         """Return (K,) mean probabilities over the frames in which the track is present."""
         return self.sums / self.number
+
+    def scores(self, score_type: str) -> NDArray[np.float64]:
+        """Return the (K,) scores of the track; ``score_type`` is one of `config.SCORE_TYPES`."""
+        return self.means() if score_type == "mean" else self.peaks.astype(np.float64)
 
 
 class TrackSpool:
@@ -106,7 +112,8 @@ class TrackSpool:
         place = self._end
         track = self.alive.get(identity)
         if track is None:
-            track = Summary(identity, self._created, 0, place, np.zeros(self.classes))
+            sums, peaks = np.zeros(self.classes), np.zeros(self.classes, np.float32)
+            track = Summary(identity, self._created, 0, place, sums, peaks)
             self.alive[identity] = track
             self._created += 1
         else:
@@ -116,6 +123,7 @@ class TrackSpool:
         _write(self._records, data, place)
         self._end += len(data)
         track.sums += probabilities
+        np.maximum(track.peaks, probabilities, out=track.peaks)
         track.number += 1
         track.last, track.last_frame = place, frame
 
@@ -127,14 +135,14 @@ class TrackSpool:
         """Take a living track out of memory; it keeps its place among the summaries."""
         track = self.alive.pop(identity)
         head = _SUMMARY.pack(track.identity, track.last_frame, track.first, track.number)
-        data = head + track.sums.tobytes()
+        data = head + track.sums.tobytes() + track.peaks.tobytes()
         _write(self._ended, data, track.order * len(data))
 
     def summaries(self) -> Iterator[Summary]:
         """End all tracks and yield them in the order of their creation."""
         for identity in list(self.alive):
             self.end(identity)
-        size = _SUMMARY.size + 8 * self.classes
+        size = _SUMMARY.size + 12 * self.classes
         for order in range(self._created):
             data = os.pread(self._ended.fileno(), size, order * size)
             if len(data) < size:
@@ -142,7 +150,9 @@ class TrackSpool:
             identity, last_frame, first, number = _SUMMARY.unpack_from(data)
             if number:
                 sums = np.frombuffer(data, np.float64, self.classes, _SUMMARY.size)
-                yield Summary(identity, order, number, first, sums, last_frame=last_frame)
+                end = _SUMMARY.size + sums.nbytes
+                peaks = np.frombuffer(data, np.float32, self.classes, end)
+                yield Summary(identity, order, number, first, sums, peaks, last_frame=last_frame)
 
     def appearances(self, summary: Summary) -> Iterator[Appearance]:
         """Yield the appearances of a track in the order of frames."""

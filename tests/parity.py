@@ -17,6 +17,7 @@ from pathlib import Path
 KINDS = {
     "vis_eval": "evaluation: summaries, categories, curves, IoUs and matches with ==",
     "deaot": "AOT and DeAOT: weights by name, stages, logits, masks",
+    "idol": "IDOL: names, every stage, losses, BoxInst, tracker, rows, whole clips",
     "rle": "masks: texts byte for byte, areas, boxes, merges, IoUs, polygons",
 }
 

@@ -16,38 +16,24 @@ from pmvis_core.association import (
     select_candidates,
 )
 from pmvis_core.config import TrackerConfig
+from tests.golden_idol import assert_equal
+from tests.parity_idol_tracks import check_tracker
 
 
-@pytest.mark.parametrize("case", ["T1_tracker_ytvis", "T2_tracker_ovis", "T4_tracker_short_memory"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "T1_tracker_ytvis",
+        "T2_tracker_ovis",
+        "T3_tracker_plain_momentum",
+        "T4_tracker_short_memory",
+    ],
+)
 def test_ids_and_memory_are_the_reference_ones(case: str, shared: Path) -> None:
-    golden = np.load(shared / f"golden/idol/{case}.npz")
-    options = dict(zip(golden["opt_names"].tolist(), golden["opt_values"].tolist(), strict=True))
-    tracker = OnlineTracker(
-        TrackerConfig(
-            mask_nms=options["nms_thr_pre"],
-            init_score=options["init_score_thr"],
-            new_score=options["addnew_score_thr"],
-            memory_frames=int(options["memory_len"]),
-            max_gap_frames=int(options["memo_tracklet_frames"]),
-        )
-    )
-    frames = sum(name.endswith("_in_bboxes") for name in golden.files)
-    assert frames > 10
-    for frame in range(frames):
-        head = f"f{frame:02d}_"
-        rows, ids = tracker.update(
-            Detections(
-                torch.from_numpy(golden[head + "in_bboxes"][:, 4]),
-                torch.from_numpy(golden[head + "in_embeds"]),
-                torch.from_numpy(golden[head + "in_masks"][:, 0]).sigmoid() > 0.5,
-            )
-        )
-        assert rows.tolist() == golden[head + "out_kept"].tolist()
-        assert ids == np.maximum(golden[head + "out_ids"], UNTRACKED).tolist()
-        assert [t.id for t in tracker.tracklets] == golden[head + "state_ids"].tolist()
-        memory = torch.stack([t.memory() for t in tracker.tracklets])
-        expected = golden[head + "state_memo_embeds"]
-        np.testing.assert_allclose(memory, expected, atol=1e-5, rtol=1e-5)
+    assert_equal(check_tracker(case, np.load(shared / f"golden/idol/{case}.npz")))
+
+
+FULL = torch.ones(1, 4, 4, dtype=torch.bool)
 
 
 def detections(*rows: tuple[float, int]) -> Detections:
@@ -63,6 +49,31 @@ def test_an_object_keeps_its_id_when_the_order_changes() -> None:
     tracker = OnlineTracker(TrackerConfig())
     assert tracker.update(detections((0.9, 0), (0.8, 1)))[1] == [0, 1]
     assert tracker.update(detections((0.9, 1), (0.8, 0)))[1] == [1, 0]
+
+
+def test_without_temporal_weight_the_scores_alone_weigh_a_memory() -> None:
+    config = TrackerConfig(temporal_weight=False)
+    tracker = OnlineTracker(config)
+    tracker.update(Detections(torch.tensor([0.75]), torch.tensor([[4.0, 0.0]]), FULL))
+    tracker.update(Detections(torch.tensor([0.25]), torch.tensor([[8.0, 4.0]]), FULL))
+    (known,) = tracker.tracklets
+    assert known.memory(config).tolist() == [5.0, 1.0]
+    # With recency, the weights are 0.75 + 1/2 and 0.25 + 1.
+    assert known.memory(TrackerConfig()).tolist() == [6.0, 2.0]
+    assert known.momentum_embedding.tolist() == pytest.approx([7.2, 3.2])
+
+
+def test_of_two_tracks_that_fit_the_older_wins_only_by_frame_weight() -> None:
+    found = []
+    for frame_weight in (True, False):
+        tracker = OnlineTracker(TrackerConfig(frame_weight=frame_weight, long_match=False))
+        tracker.update(detections((0.9, 0)))
+        tracker.update(detections((0.9, 0)))
+        tracker.update(detections((0.9, 0), (0.8, 1)))
+        # Alone in its frame, a detection fits every track by half; it is nearer to the second.
+        both = torch.tensor([[4.9, 5.1] + [0.0] * 6])
+        found.append(tracker.update(Detections(torch.tensor([0.9]), both, FULL))[1])
+    assert found == [[0], [1]]
 
 
 def test_a_weak_newcomer_is_not_tracked_and_a_strong_one_is() -> None:

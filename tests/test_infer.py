@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,6 @@ from pmvis_core import masks
 from pmvis_core.checkpoint import Checkpoint
 from pmvis_core.config import TrackerConfig
 from pmvis_core.errors import DataError, UsageError
-from pmvis_core.frame_sources import FrameSource
-from pmvis_core.image_files import Frame
 from pmvis_core.infer import (
     InferOptions,
     VideoInference,
@@ -33,55 +31,21 @@ from pmvis_core.models.idol import build_idol
 from pmvis_core.segmenter import FrameSegmenter
 from pmvis_core.systems.presets import IMAGE_PRESETS
 from pmvis_core.tracks_io import TracksHeader, TracksReader, TracksWriter
-from pmvis_core.types import Category, VideoInfo, VideoTracks
-from tests.golden_idol import golden_model
+from pmvis_core.types import Category, VideoTracks
+from tests.golden_idol import assert_equal
+from tests.parity_idol import check
+from tests.parity_idol_tracks import Clip
 
 BLANK = InferOptions(on_error="blank")
-
-
-class Clip(FrameSource):
-    """Frames in memory, some of them broken."""
-
-    def __init__(self, frames: NDArray[np.uint8], broken: Sequence[int] = ()) -> None:
-        names = tuple(f"{t:05d}.jpg" for t in range(len(frames)))
-        super().__init__(VideoInfo(1, "clip", *frames.shape[1:3], len(frames), names))
-        self.images = frames
-        self.broken = broken
-
-    def readings(self, which: range | None = None) -> Iterator[Frame | DataError]:
-        for t in range(len(self.images)) if which is None else which:
-            yield DataError(f"frame {t} is torn") if t in self.broken else self.images[t]
-
-    def __getitem__(self, t: int) -> Frame:
-        return self.images[t]
-
-    def _measure(self) -> VideoInfo:
-        raise AssertionError
 
 
 def categories(count: int) -> tuple[Category, ...]:
     return tuple(Category(i + 1, f"c{i + 1}") for i in range(count))
 
 
-def test_a_clip_gives_the_reference_tracks_to_the_pixel(shared: Path) -> None:
-    golden = np.load(shared / "golden/idol/B2_video_120x200_short160.npz")
-    clip = Clip(golden["frames"])
-    checkpoint = Checkpoint(
-        golden_model(shared, "resnet50"), categories(40), TrackerConfig(short_side=160)
-    )
-    found = infer_video(checkpoint, clip, torch.device("cpu"))
-    assert [t.category_id - 1 for t in found.tracks] == golden["out_labels"].tolist()
-    scores = [t.score for t in found.tracks]
-    np.testing.assert_allclose(scores, golden["out_scores"], atol=1e-5, rtol=0)
-    order = list(dict.fromkeys(t.instance for t in found.tracks))
-    assert [order.index(t.instance) for t in found.tracks] == golden["out_track"].tolist()
-    pixels = golden["frames"].shape[1:3]
-    for track in found.tracks:
-        row = order.index(track.instance)
-        assert [r is not None for r in track.rles] == golden["track_present"][row].tolist()
-        for t in track.present:
-            bits = np.unpackbits(golden["track_masks_bits"][row, t])[: pixels[0] * pixels[1]]
-            assert (masks.decode(track.rles[t]) == bits.reshape(pixels)).all()
+@pytest.mark.parametrize("case", ["B2_video_120x200_short160", "V_assembly", "G_coco_inference"])
+def test_videos_and_images_are_the_reference_ones_to_the_pixel(case: str, shared: Path) -> None:
+    assert_equal(check(shared / "golden/idol", [case]))
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +100,16 @@ def test_one_label_a_track_is_its_best(tiny: Checkpoint) -> None:
     assert {t.instance: (t.category_id, t.score, t.rles) for t in single} == {
         key: (t.category_id, t.score, t.rles) for key, t in best.items()
     }
+
+
+def test_the_largest_score_of_a_track_may_stand_for_it(tiny: Checkpoint) -> None:
+    frames = np.random.default_rng(8).integers(0, 255, (4, 96, 128, 3), np.uint8)
+    rows = run(with_thresholds(tiny, {"score_type": "max"}), frames).tracks
+    assert rows
+    for track in rows:
+        assert track.score == max(s for s in track.frame_scores if s is not None)
+    with pytest.raises(UsageError, match="expected one of mean, max"):
+        with_thresholds(tiny, {"score_type": "median"})
 
 
 def test_a_skipped_frame_is_as_if_it_had_never_been(tiny: Checkpoint) -> None:

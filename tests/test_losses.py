@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pmvis_core.config import ModelConfig
 from pmvis_core.errors import DataError
 from pmvis_core.losses import (
     LossWeights,
@@ -24,11 +22,11 @@ from pmvis_core.losses import (
     sigmoid_focal_loss,
 )
 from pmvis_core.matching import OptimalTransportMatcher, PaddedTargets, to_xyxy
-from pmvis_core.models.idol import build_idol
-from pmvis_core.official_weights import to_official_name
-from pmvis_core.samples import Frame, ImageBatch, KeyReferencePair, Targets
+from pmvis_core.samples import Frame, KeyReferencePair, Targets
 from pmvis_core.types import Supervision
 from pmvis_core.weak_losses import BoxInst, box_masks, projection_loss
+from tests.golden_idol import assert_equal
+from tests.parity_idol_losses import check_losses
 
 MASK, BOX, PSEUDO, POINT = (Supervision(kind) for kind in ("mask", "box", "pseudo", "point"))
 _LAYERS, _QUERIES, _CLASSES, _SIDES = 2, 8, 3, (16, 24)
@@ -402,119 +400,10 @@ def test_total_weighs_every_term():
     assert SetCriterion().total(terms) == 2 + 5 + 2 + 2 + 5 + 2 + 3 + 2 + 2
 
 
-@pytest.fixture(scope="module")
-def network(shared: Path) -> torch.nn.Module:
-    """IDOL with the weights that the shared folder's rule gives to every name."""
-    file = shared / "golden/idol/weights_recipe.py"
-    spec = importlib.util.spec_from_file_location("weights_recipe", file)
-    assert spec is not None
-    assert spec.loader is not None
-    recipe = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recipe)
-    model = build_idol(ModelConfig(), 40).eval()
-    model.load_state_dict(
-        {
-            name: torch.from_numpy(recipe.values(to_official_name(name), (*t.shape,)))
-            for name, t in model.state_dict().items()
-        }
-    )
-    return model
-
-
-def _stored_frame(stored: dict[str, np.ndarray], video: int, view: str) -> Frame:
-    image, masks, xyxy, classes, ids = (
-        torch.from_numpy(stored[f"v{video}_{view}_{name}"])
-        for name in ("image", "masks", "boxes_xyxy", "classes", "ids")
-    )
-    h, w = image.shape[:2]
-    boxes = torch.cat([(xyxy[:, :2] + xyxy[:, 2:]) / 2, xyxy[:, 2:] - xyxy[:, :2]], 1)
-    boxes = boxes / torch.tensor([w, h, w, h])
-    kinds = (MASK,) * len(ids)
-    targets = Targets(classes, boxes, masks.bool(), kinds, ids >= 0, torch.zeros(0, 4))
-    return Frame(image.permute(2, 0, 1).float(), targets, h)
-
-
-def _stored_samples(stored: dict[str, np.ndarray], negatives: Tensor) -> Tensor:
-    """The drawn auxiliary negatives, given (I, Q) negatives, which their ids count."""
-    sampled = torch.zeros_like(negatives)
-    for i, row in enumerate(negatives):
-        assert row.sum() == stored[f"contrast_{i}_num_neg"]
-        sampled[i, row.nonzero()[stored[f"contrast_{i}_sample_ids"], 0]] = True
-    return sampled
-
-
-def _official(terms: dict[str, Tensor]) -> dict[str, float]:
-    """Name layers as DETR does: the last plainly, those before it with their index."""
-    named = {}
-    for name, values in terms.items():
-        *auxiliary, last = values.reshape(-1).tolist()
-        named |= {name: last, **{f"{name}_{i}": value for i, value in enumerate(auxiliary)}}
-    return named
-
-
 @pytest.mark.parametrize(
-    "name, backward",
+    "name, gradients",
     [("C1_losses_pair", False), ("C2_losses_batch2", True), ("C3_losses_empty_key", False)],
 )
-def test_published_matches_losses_and_gradients(shared: Path, network, name, backward):
-    stored = dict(np.load(shared / f"golden/idol/{name}.npz"))
-    videos = len(stored["pred_logits"])
-    pairs = [
-        KeyReferencePair(_stored_frame(stored, v, "key"), _stored_frame(stored, v, "ref"))
-        for v in range(videos)
-    ]
-    key_frames, reference_frames = [p.key for p in pairs], [p.reference for p in pairs]
-    batch = ImageBatch.of([f.image for f in key_frames + reference_frames])
-    with torch.set_grad_enabled(backward):
-        outputs = network(batch)
-    key, reference = outputs.rows(0, videos), outputs.rows(videos, 2 * videos)
-    criterion = SetCriterion()
-
-    at_key = PaddedTargets.of([f.targets for f in key_frames])
-    match = criterion.matcher(key.logits, key.boxes, at_key)
-    for layer, v in np.ndindex(len(key.logits), videos):
-        kept = at_key.present[v].nonzero()[:, 0]
-        prefix = f"match_l{layer}_v{v}"
-        np.testing.assert_array_equal(match.selected[layer, v], stored[f"{prefix}_selected"])
-        instance = match.instance[(match.layer == layer) & (match.frame == v)]
-        np.testing.assert_array_equal(instance, kept[stored[f"{prefix}_gt"]])
-        np.testing.assert_array_equal(match.best[layer, v, kept], stored[f"{prefix}_matched_query"])
-
-    there = PaddedTargets.of([f.targets for f in reference_frames]).where(at_key.present)
-    contrast = criterion.matcher.contrast(reference.logits[-1], reference.boxes[-1], there)
-    for v, g in there.present.nonzero().tolist():
-        kept = int(at_key.present[v, :g].sum())
-        np.testing.assert_array_equal(contrast.positives[v, g], stored[f"reid_pos_v{v}_i{kept}"])
-        np.testing.assert_array_equal(
-            ~contrast.negatives[v, g], stored[f"reid_nonneg_v{v}_i{kept}"]
-        )
-
-    sampled = _stored_samples(stored, contrast.negatives[there.present])
-    with torch.set_grad_enabled(backward):
-        terms = criterion.layer_losses(key, reference, pairs, 0, sampled)
-    found = _official(terms)
-    assert sorted(found) == stored["loss_names"].tolist()
-    for loss, value in zip(stored["loss_names"], stored["loss_unweighted_f64"], strict=True):
-        assert found[loss] == pytest.approx(value, rel=3e-5, abs=1e-6), loss
-    total = criterion.total({loss: values.sum() for loss, values in terms.items()})
-    assert total.item() == pytest.approx(stored["loss_total"][1], rel=1e-5)
-    if backward:
-        _assert_gradients(network, total, stored)
-
-
-def _assert_gradients(
-    network: torch.nn.Module, total: Tensor, stored: dict[str, np.ndarray]
-) -> None:
-    """Compare the norm of every parameter's gradient with the published code's."""
-    norms = dict(zip(stored["grad_names"].tolist(), stored["grad_norms_f64"], strict=True))
-    learnt = [(n, p) for n, p in network.named_parameters() if p.requires_grad]
-    gradients = torch.autograd.grad(total, [p for _, p in learnt], allow_unused=True)
-    largest, compared = max(norms.values()), 0
-    for (name, _), gradient in zip(learnt, gradients, strict=True):
-        norm = norms.get(to_official_name(name))
-        if norm is None:
-            continue
-        compared += 1
-        found = 0.0 if gradient is None else gradient.norm().item()
-        assert found == pytest.approx(max(norm, 0.0), rel=5e-3, abs=1e-6 * largest), name
-    assert compared > 300
+def test_published_matches_losses_and_gradients(shared: Path, name, gradients):
+    stored = np.load(shared / f"golden/idol/{name}.npz")
+    assert_equal(check_losses(name, stored, gradients=gradients))

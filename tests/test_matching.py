@@ -20,6 +20,7 @@ from pmvis_core.matching import (
 )
 from pmvis_core.samples import Targets
 from pmvis_core.types import Supervision
+from tests.parity_idol_losses import stored_frame
 
 _PAIRS = ("C1_losses_pair", "C2_losses_batch2", "C3_losses_empty_key")
 
@@ -153,13 +154,8 @@ def test_contrast_equals_loops(seed):
 @pytest.mark.parametrize("name", _PAIRS)
 def test_published_matches_of_the_last_layer(shared: Path, name: str):
     stored = np.load(shared / f"golden/idol/{name}.npz")
-    targets = []
-    for v in range(len(stored["pred_logits"])):
-        h, w = stored[f"v{v}_key_image"].shape[:2]
-        xyxy = torch.from_numpy(stored[f"v{v}_key_boxes_xyxy"]) / torch.tensor([w, h, w, h])
-        boxes = torch.cat([(xyxy[:, :2] + xyxy[:, 2:]) / 2, xyxy[:, 2:] - xyxy[:, :2]], 1)
-        valid = torch.from_numpy(stored[f"v{v}_key_ids"] >= 0)
-        targets.append(_targets(torch.from_numpy(stored[f"v{v}_key_classes"]), boxes, valid))
+    videos = range(len(stored["pred_logits"]))
+    targets = [stored_frame(stored, v, "key").targets for v in videos]
     logits, boxes = (torch.from_numpy(stored[f"pred_{n}"])[None] for n in ("logits", "boxes"))
     match = OptimalTransportMatcher()(logits, boxes, PaddedTargets.of(targets))
     for v, target in enumerate(targets):

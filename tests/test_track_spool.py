@@ -45,7 +45,8 @@ def test_it_is_a_dictionary_of_lists_that_forgets_what_is_dropped(actions):
             assert seen == rows
             assert (summary.number, summary.last_frame) == (len(rows), rows[-1][0])
             means = np.mean([row[1] for row in rows], axis=0)
-            np.testing.assert_allclose(summary.means(), means, rtol=1e-12)
+            np.testing.assert_allclose(summary.scores("mean"), means, rtol=1e-12)
+            assert summary.scores("max").tolist() == np.max([row[1] for row in rows], 0).tolist()
 
 
 def test_nothing_is_left_in_its_folder(tmp_path):

@@ -13,65 +13,19 @@ from torch import Tensor
 
 from pmvis_core.ops import rgb_to_lab
 from pmvis_core.weak_losses import BoxInst, box_masks, projection_loss
-
-_EIGHT = [(dy, dx) for dy in (-2, 0, 2) for dx in (-2, 0, 2) if (dy, dx) != (0, 0)]
-
-
-@pytest.fixture(scope="module")
-def golden(shared: Path) -> dict[str, np.ndarray]:
-    """The published BoxInst's numbers on a photo with three boxes."""
-    return dict(np.load(shared / "golden/idol/D_boxinst_160x240.npz"))
+from tests.golden_idol import assert_equal
+from tests.parity_idol_losses import EIGHT, check_boxinst
 
 
-def _photo(golden: dict[str, np.ndarray]) -> Tensor:
-    return torch.from_numpy(golden["image_rgb"]).permute(2, 0, 1).float()
-
-
-def _shifted(x: Tensor, dy: int, dx: int) -> Tensor:
-    """Value at (y + dy, x + dx), zeros outside, of a (..., h, w) map."""
-    h, w = x.shape[-2:]
-    padded = F.pad(x, (2, 2, 2, 2))
-    return padded[..., 2 + dy : 2 + dy + h, 2 + dx : 2 + dx + w]
-
-
-def test_lab_equals_scikit_image(golden):
-    rgb = torch.from_numpy(golden["rgb_down_uint8"]).permute(2, 0, 1).float()
-    np.testing.assert_allclose(rgb_to_lab(rgb).permute(1, 2, 0), golden["lab"], atol=1e-4)
+def test_published_colours_edges_losses_and_gradients(shared: Path):
+    stored = np.load(shared / "golden/idol/D_boxinst_160x240.npz")
+    assert_equal(check_boxinst("D", stored))
 
 
 def test_lab_of_known_colours():
     colours = torch.tensor([[255, 255, 255], [0, 0, 0], [255, 0, 0]]).float().T.reshape(3, 1, 3)
     expected = torch.tensor([[100, 0, 0], [0, 0, 0], [53.2406, 80.0923, 67.2028]])
     torch.testing.assert_close(rgb_to_lab(colours)[:, 0].T, expected, atol=6e-3, rtol=0)
-
-
-def test_golden_affinity_and_boxes(golden):
-    affinity = BoxInst().affinity([_photo(golden)], [int(golden["orig_height"])], 40, 64)
-    boxes = torch.from_numpy(golden["boxes_xyxy"])
-    inside = box_masks(boxes, 40, 64)
-    np.testing.assert_array_equal(inside, golden["gt_bitmasks"].astype(bool))
-    # The stored similarities hold the neighbour's validity as a factor.
-    gate = torch.stack([_shifted(affinity.valid[0], *offset) for offset in _EIGHT])
-    np.testing.assert_allclose(affinity.similarity[0] * gate, golden["color_similarity"], atol=2e-5)
-    frame = torch.zeros(3, dtype=torch.long)
-    _, edges = BoxInst().pairwise_loss(torch.zeros(3, 40, 64), affinity, frame, boxes)
-    assert edges.sum() == golden["weights_sum"]
-
-
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.float64, 1e-12)])
-def test_golden_losses_and_gradients(golden, dtype, tolerance):
-    boxinst = BoxInst()
-    boxes = torch.from_numpy(golden["boxes_xyxy"])
-    affinity = boxinst.affinity([_photo(golden)], [int(golden["orig_height"])], 40, 64)
-    logits = torch.from_numpy(golden["mask_logits"])[:, 0].to(dtype).requires_grad_()
-    frame = torch.zeros(3, dtype=torch.long)
-    terms, edges = boxinst.pairwise_loss(logits, affinity, frame, boxes)
-    pairwise = terms.sum() / edges.sum()
-    projection = projection_loss(logits, box_masks(boxes, 40, 64)).mean()
-    for loss, name in ((pairwise, "pairwise"), (projection, "prj")):
-        assert loss.item() == pytest.approx(golden[f"loss_{name}_f64"], rel=tolerance)
-        (gradient,) = torch.autograd.grad(loss, logits)
-        np.testing.assert_allclose(gradient, golden[f"grad_{name}_f64"][:, 0], atol=tolerance / 100)
 
 
 def _rectangle_scene() -> tuple[Tensor, Tensor]:
@@ -107,7 +61,7 @@ def _pairwise_by_pixels(
     h, w = p.shape
     total, edges = 0.0, 0
     for y, x in np.ndindex(h, w):
-        for dy, dx in _EIGHT:
+        for dy, dx in EIGHT:
             v, u = y + dy, x + dx
             if not (0 <= v < h and 0 <= u < w and valid[v, u] and inside[y, x]):
                 continue

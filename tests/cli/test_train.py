@@ -13,7 +13,8 @@ import pytest
 
 from pmvis_cli.app import load_command
 from pmvis_core.checkpoint import load_model
-from pmvis_core.config import read_toml
+from pmvis_core.config import override, read_toml
+from pmvis_core.systems.pmvis import ImageStage, RunConfig
 from pmvis_core.systems.presets import VIDEO_PRESETS
 
 if sys.version_info >= (3, 11):
@@ -109,6 +110,17 @@ def test_settings_and_where_they_come_from(
     config.write_text(done.out)
     again = image("--print-config", "--config", config, "-o", tmp_path / "run")
     assert tomllib.loads(again.out) == {**found, "train": {**found["train"], "steps": 8}}
+
+
+def test_the_published_mistakes_are_made_on_request_only(image: Run, tmp_path: Path) -> None:
+    orders = []
+    for flags in ((), ("--reference-quirks",)):
+        done = image(*flags, "--print-config", "-o", tmp_path / "run")
+        assert done.code == 0, done.err
+        values = tomllib.loads(done.out)
+        config = override(RunConfig(), {"train": values["train"]}, "test")
+        orders.append(ImageStage(tmp_path).criterion(config, 0).boxinst.channel_order)
+    assert orders == ["rgb", "bgr"]
 
 
 def test_a_run_folder_and_what_happens_to_it_the_second_time(image: Run, tmp_path: Path) -> None:
