@@ -7,7 +7,7 @@
 
 #include "isa.h"
 #include "pairwise.h"
-#include "stable_tensor.h"
+#include "pairwise_operands.h"
 
 namespace pmvis {
 namespace {
@@ -112,7 +112,7 @@ void run(const Pairs<T>& pairs, T* terms, T* edges) {
   }
 }
 
-constexpr Requirement require_pairs{"pairwise_terms"};
+constexpr Requirement require_pairs = PairOperands::require;
 
 void require_places(const Tensor& logits, const Tensor& similarity, const Tensor& image,
                     const Tensor& cells) {
@@ -137,44 +137,20 @@ void run_typed(const Tensor& logits, const std::vector<uint8_t>& asks, const Ten
   run(pairs, terms->data<T>(), edges->data<T>());
 }
 
-// pairwise_terms(logits, similarity, image_index, cells, valid, threshold, dilation, with_gradient)
-//     -> terms, edges, gradient
 void pairwise_kernel(StableIValue* stack, uint64_t, uint64_t) {
-  const Tensor logits(stack[0]), similarity(stack[1]), image(stack[2]), cells(stack[3]),
-      valid(stack[4]);
-  const float threshold = static_cast<float>(number(stack[5]));
-  const int64_t dilation = static_cast<int64_t>(stack[6]);
-  const bool with_gradient = flag(stack[7]);
-  require_pairs(logits.dim() == 3 && logits.contiguous(), "logits must be (N, H, W), contiguous");
-  const int64_t number = logits.size(0), height = logits.size(1), width = logits.size(2);
-  require_pairs(height <= kMaxMapSide && width <= kMaxMapSide, "the map is too large");
-  require_pairs(similarity.dtype() == aoti_torch_dtype_float32() && similarity.contiguous() &&
-                    similarity.is({-1, 8, height, width}),
-                "similarity must be (B, 8, H, W) float32, contiguous");
-  require_pairs(image.dtype() == aoti_torch_dtype_int64() && image.contiguous() &&
-                    image.is({number}),
-                "image indices must be (N,) int64");
-  require_pairs(cells.dtype() == aoti_torch_dtype_int64() && cells.contiguous() &&
-                    cells.is({number, 4}),
-                "cells must be (N, 4) int64");
-  require_pairs(valid.dtype() == aoti_torch_dtype_bool() && valid.contiguous() &&
-                    (valid.is({0}) || valid.is({similarity.size(0), height, width})),
-                "valid must be (B, H, W) bool, or (0,)");
-  require_pairs(dilation >= 1 && dilation <= kMaxDilation, "the dilation must be 1 to 16");
-  require_places(logits, similarity, image, cells);
-  const int32_t dtype = logits.dtype();
-  require_pairs(dtype == aoti_torch_dtype_float32() || dtype == aoti_torch_dtype_float64(),
-                "only float32 and float64 are known");
-  Tensor terms = Tensor::empty({number}, dtype), edges = Tensor::empty({number}, dtype);
+  const PairOperands call(stack, kMaxMapSide);
+  require_pairs(call.dilation >= 1 && call.dilation <= kMaxDilation, "the dilation must be 1 to 16");
+  require_places(call.logits, call.similarity, call.image, call.cells);
+  const int32_t dtype = call.logits.dtype();
+  Tensor terms = Tensor::empty({call.number()}, dtype);
+  Tensor edges = Tensor::empty({call.number()}, dtype);
   Tensor gradient =
-      with_gradient ? Tensor::empty_like(logits) : Tensor::empty({0}, dtype);
-  const int step = static_cast<int>(dilation);
-  const std::vector<uint8_t> asks = asked_neighbours(similarity, valid, threshold, step);
-  if (dtype == aoti_torch_dtype_float32()) {
-    run_typed<float>(logits, asks, image, cells, step, &terms, &edges, &gradient);
-  } else {
-    run_typed<double>(logits, asks, image, cells, step, &terms, &edges, &gradient);
-  }
+      call.with_gradient ? Tensor::empty_like(call.logits) : Tensor::empty({0}, dtype);
+  const int step = static_cast<int>(call.dilation);
+  const std::vector<uint8_t> asks =
+      asked_neighbours(call.similarity, call.valid, call.threshold, step);
+  (call.single() ? run_typed<float> : run_typed<double>)(call.logits, asks, call.image, call.cells,
+                                                         step, &terms, &edges, &gradient);
   stack[0] = terms.release();
   stack[1] = edges.release();
   stack[2] = gradient.release();

@@ -145,7 +145,7 @@ def _operations() -> list[Finding]:
 
     findings = []
     for name, value, reason in ops.status():
-        state = State.GOOD if value.startswith("compiled") else State.FALLBACK
+        state = State.GOOD if value.startswith(("compiled", "jit")) else State.FALLBACK
         findings.append(Finding("native", name, state, value, reason))
     return findings
 

@@ -113,6 +113,13 @@ def find_library(name: str) -> tuple[Path | None, str]:
     return None, f"`{name}` was not built (no C++ compiler when pmvis was installed?)"
 
 
+def find_kernels() -> Path | None:
+    """Return the folder with the text of the GPU kernels (``*.cuh``), or None."""
+    folders = [Path(folder) / "kernels" for folder in pmvis_core.__path__]
+    folders += [Path(folder).parent / "csrc" for folder in pmvis_core.__path__]
+    return next((folder for folder in folders if (folder / "device.cuh").is_file()), None)
+
+
 def mask_library() -> MaskLibrary | None:
     """Return the compiled mask operations, or None where they are absent."""
     return load_mask_library()[0]

@@ -76,7 +76,7 @@ def test_our_declarations_are_torchs(tmp_path: Path) -> None:
         pytest.skip("this torch brings no headers")
     source = tmp_path / "both.cpp"
     source.write_text('#include <torch/csrc/stable/c/shim.h>\n#include "stable_abi.h"\n')
-    command = [compiler, "-std=c++17", "-fsyntax-only", "-w"]
+    command = [compiler, "-std=c++17", "-fsyntax-only", "-w", "-DUSE_CUDA"]
     version = "-DTORCH_TARGET_VERSION=0x020b000000000000"
     done = subprocess.run(
         [*command, version, f"-I{headers}", f"-I{CSRC}", str(source)],

@@ -1,7 +1,9 @@
 """Multi-scale deformable attention (Deformable DETR, arXiv:2010.04159, Eq. 2 and 3).
 
-Each query samples a few points of every level's map and adds them up with weights. The kernels work
-in float32 and float64; half-precision maps are computed in float32 and rounded at the end.
+Each query samples a few points of every level's map and adds them up with weights. The kernels for
+CPUs work in float32 and float64, and maps of a half type are widened for them. Those for GPUs read
+and write half types and add up in float32; there, value's gradient is summed in no fixed order
+unless `torch.use_deterministic_algorithms` asks for one.
 
     output = deformable_attention(value, [(48, 80), (24, 40)], locations, weights)
 """
@@ -22,6 +24,8 @@ _FULL_TYPES = (torch.float32, torch.float64)
 _HALF_TYPES = (torch.float16, torch.bfloat16)
 _MAX_POINTS = 256
 """Levels x points that the kernels have room for (csrc/deformable_attention.h)."""
+_MAX_LEVELS, _MAX_SIDE, _MAX_ROWS = 8, 65000, 65535
+"""Levels, cells along an axis, and batch x heads of a GPU's kernels (deformable_attention.cuh)."""
 
 
 def deformable_attention(
@@ -52,12 +56,15 @@ def deformable_attention(
         ResourceError: the wished backend cannot carry this call.
     """
     _check(value, spatial_shapes, locations, weights)
-    carrier = choose(_NAME, backend, value.device.type, _obstacle(value, locations, weights))
+    obstacle = _obstacle(value, spatial_shapes, locations, weights)
+    carrier = choose(_NAME, backend, value.device.type, obstacle)
     operands = _in_one_type(value, locations, weights)
     if carrier == "torch":
         result = deformable_attention_reference(operands[0], spatial_shapes, *operands[1:])
         return result.to(value.dtype)
-    shapes = torch.tensor(spatial_shapes, dtype=torch.int64)
+    shapes = torch.tensor(spatial_shapes, dtype=torch.int64, device="cpu")
+    if value.device.type != "cpu":
+        operands = (value, *operands[1:])
     maps, places, gates = (tensor.contiguous() for tensor in operands)
     output: Tensor = operator(_NAME)(maps, shapes, places, gates)
     return output.to(value.dtype)
@@ -84,7 +91,9 @@ def deformable_attention_reference(
     return summed.view(batch, heads * channels, queries).transpose(1, 2).contiguous()
 
 
-def _obstacle(value: Tensor, locations: Tensor, weights: Tensor) -> str:
+def _obstacle(
+    value: Tensor, spatial_shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
+) -> str:
     """Say why no kernel can serve this call."""
     if weights.shape[3] * weights.shape[4] > _MAX_POINTS:
         return f"levels x points are more than {_MAX_POINTS}"
@@ -92,7 +101,18 @@ def _obstacle(value: Tensor, locations: Tensor, weights: Tensor) -> str:
         return f"there is no kernel for {value.dtype}"
     if not value.device == locations.device == weights.device:
         return "the operands are on different devices"
-    return ""
+    return "" if value.device.type == "cpu" else _gpu_obstacle(value, spatial_shapes)
+
+
+def _gpu_obstacle(value: Tensor, spatial_shapes: Sequence[tuple[int, int]]) -> str:
+    """Say what is too large for a GPU's kernels."""
+    if len(spatial_shapes) > _MAX_LEVELS:
+        return f"there are more than {_MAX_LEVELS} levels"
+    if max(side for shape in spatial_shapes for side in shape) > _MAX_SIDE:
+        return f"a level has more than {_MAX_SIDE} rows or columns"
+    slices = (value.shape[3] + 31) // 32  # of channels: at least so many are served together
+    many = value.shape[0] * value.shape[2] * slices > _MAX_ROWS
+    return "batch x heads x channels are too many" if many else ""
 
 
 def _in_one_type(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -122,10 +142,35 @@ def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:
     """Return the gradients of value, shapes (none), locations and weights."""
     backward = operator(f"{_NAME}_backward")
+    bound = _bound(grad, ctx.saved_tensors[3])
     grad_value, grad_locations, grad_weights = backward(
-        grad.contiguous(), *ctx.saved_tensors, grad.new_empty(0)
+        grad.contiguous(), *ctx.saved_tensors, bound
     )
     return grad_value, None, grad_locations, grad_weights
+
+
+def _bound(grad: Tensor, weights: Tensor) -> Tensor:
+    """Return what no sum of value's gradient exceeds, or nothing where sums need no fixed order.
+
+    With it a GPU sums whole numbers, which is the same in any order. A CPU has one order anyway.
+    """
+    if grad.device.type == "cpu" or not torch.are_deterministic_algorithms_enabled():
+        return weights.new_empty(0)
+    return largest_sum(grad, weights)
+
+
+def largest_sum(grad: Tensor, weights: Tensor) -> Tensor:
+    """Return (1,), of the weights' type, which no element of value's gradient exceeds.
+
+    Args:
+        grad: (B, Q, M * D) of the output.
+        weights: (B, Q, M, L, P).
+    """
+    if not grad.numel() or not weights.numel():
+        return weights.new_zeros(1)
+    steepest = grad.abs().amax().to(weights.dtype)
+    # A point's four corners share its weight, so no cell gets more than all weights of its head.
+    return (weights.abs().sum((1, 3, 4)).amax() * steepest)[None]
 
 
 def _check(

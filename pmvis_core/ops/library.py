@@ -1,8 +1,9 @@
 """The operators' schemas, the libraries that carry them, and the choice between those.
 
 Schemas are defined here, so that torch knows every operator whether or not a compiler was at hand.
-``_C.so`` adds the kernels for CPUs when this module is imported. ``PMVIS_NATIVE``, read once, says
-what may carry a call:
+When this module is imported, ``_C.so`` adds the kernels for CPUs, and where torch has CUDA
+``_C_cuda.so`` those for GPUs; without the latter cupy compiles the same text on use (see `jit`).
+``PMVIS_NATIVE``, read once, says what may carry a call:
 
 | value | meaning |
 |---|---|
@@ -16,6 +17,7 @@ what may carry a call:
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -23,6 +25,7 @@ import torch
 
 from pmvis_core import native
 from pmvis_core.errors import ResourceError, UsageError
+from pmvis_core.ops import jit
 
 Backend = Literal["compiled", "jit", "torch"]
 """What carries a call."""
@@ -37,14 +40,21 @@ SCHEMAS = {
         "Tensor bound) -> (Tensor, Tensor, Tensor)"
     ),
     "lab_similarity": "(Tensor images, int kernel, int dilation) -> Tensor",
+    "mask_events": ("(Tensor logits, int height, int width, float threshold) -> (Tensor, Tensor)"),
+    "mask_places": "(Tensor words, Tensor starts, int number, int height) -> Tensor",
     "pairwise_terms": (
         "(Tensor logits, Tensor similarity, Tensor image_index, Tensor cells, Tensor valid, "
         "float threshold, int dilation, bool with_gradient) -> (Tensor, Tensor, Tensor)"
     ),
 }
 """Operator -> its schema in torch's language."""
-_OPERATIONS = ("deformable_attention", "lab_similarity", "pairwise_loss")
+_OPERATIONS = ("deformable_attention", "lab_similarity", "pairwise_loss", "logits_to_rle")
 """What `status` speaks of."""
+_CUDA_FILE = "_C_cuda.so"
+_HOW_TO_BUILD = (
+    "`_C_cuda.so` was not built: install pmvis where nvcc is, with "
+    "`-C cmake.define.PMVIS_WITH_CUDA=ON`"
+)
 _MEANINGS = dict.fromkeys(("", "auto", "on", "1", "true", "yes"), "auto")
 _MEANINGS |= dict.fromkeys(("torch", "off", "0", "false", "no"), "torch")
 _MEANINGS |= {"compiled": "compiled", "jit": "jit"}
@@ -56,7 +66,7 @@ class OpStatus(NamedTuple):
     name: str
     """The operation and where it runs."""
     state: str
-    """``compiled (avx2)``, ``compiled (base)`` or ``torch``."""
+    """``compiled (avx2)``, ``(base)`` or ``(cuda)``, ``jit (cupy)``, or ``torch``."""
     reason: str
     """Where the kernel lies, or why there is none."""
 
@@ -67,7 +77,7 @@ class Library(NamedTuple):
     loaded: bool
     """Whether its kernels can be called."""
     kind: str
-    """The instruction set they were built for."""
+    """The instruction set they were built for, or what compiles them."""
     reason: str
     """Where it lies, or why it is not loaded."""
 
@@ -76,17 +86,33 @@ def status() -> list[OpStatus]:
     """Return what carries each operation, and why."""
     found = []
     for name in _OPERATIONS:
-        carried = CPU.loaded and WISH != "torch"
-        state = f"compiled ({CPU.kind})" if carried else "torch"
-        reason = CPU.reason if carried or not CPU.loaded else "PMVIS_NATIVE asks for torch"
-        found.append(OpStatus(f"{name} on the CPU", state, reason))
+        library = MASKS if name == "logits_to_rle" else CPU
+        found.append(_row(f"{name} on the CPU", "compiled", library))
     if torch.cuda.is_available():
-        reason = "there is no GPU kernel in this version; torch does the work"
-        found += [OpStatus(f"{name} on the GPU", "torch", reason) for name in _OPERATIONS]
+        way, library = ("compiled", GPU) if GPU.loaded else ("jit", JIT)
+        if not library.loaded:
+            library = Library(False, "", f"{GPU.reason}; {JIT.reason}")
+        found += [_row(f"{name} on the GPU", way, library) for name in _OPERATIONS]
     return found
 
 
-def choose(name: str, backend: Backend | None, device: str, obstacle: str = "") -> Backend:
+def _row(name: str, way: str, library: Library) -> OpStatus:
+    """Say whether a library carries an operation."""
+    if library.loaded and WISH != "torch":
+        return OpStatus(name, f"{way} ({library.kind})", library.reason)
+    return OpStatus(
+        name, "torch", "PMVIS_NATIVE asks for torch" if library.loaded else library.reason
+    )
+
+
+def choose(
+    name: str,
+    backend: Backend | None,
+    device: str,
+    obstacle: str = "",
+    *,
+    cpu: Library | None = None,
+) -> Backend:
     """Decide what carries a call.
 
     Args:
@@ -94,6 +120,7 @@ def choose(name: str, backend: Backend | None, device: str, obstacle: str = "") 
         backend: what the caller asks for.
         device: type of the operands' device.
         obstacle: why no kernel can serve this call; empty if one can.
+        cpu: the library that carries the operation on the CPU; None for ``_C.so``.
 
     Raises:
         ValueError: there is no such backend.
@@ -106,12 +133,15 @@ def choose(name: str, backend: Backend | None, device: str, obstacle: str = "") 
         wish = "auto"
     if wish == "torch":
         return "torch"
-    if not obstacle and wish in {"auto", "compiled"} and device == "cpu" and CPU.loaded:
-        return "compiled"
+    ways = _ways(device, cpu or CPU)
+    for way, library in () if obstacle else ways.items():
+        if library.loaded and wish in ("auto", way):
+            return way
     if wish == "auto":
         return "torch"
+    reason = ways[wish].reason if wish in ways else f"there are no such kernels for `{device}`"
     raise ResourceError(
-        f"`{name}` cannot run as `{wish}` on `{device}`: {obstacle or _reason(wish, device)}",
+        f"`{name}` cannot run as `{wish}` on `{device}`: {obstacle or reason}",
         "`pmvis doctor` tells what there is; PMVIS_NATIVE=auto takes the best of it",
     )
 
@@ -121,11 +151,11 @@ def operator(name: str) -> Any:
     return getattr(torch.ops.pmvis, name).default
 
 
-def _reason(wish: str, device: str) -> str:
-    """Say why a backend is not there."""
+def _ways(device: str, cpu: Library) -> dict[Backend, Library]:
+    """Return what can carry a call on a device, the best first."""
     if device == "cpu":
-        return CPU.reason if wish == "compiled" else "kernels are compiled on use for GPUs only"
-    return "there is no kernel for this device in this version"
+        return {"compiled": cpu}
+    return {"compiled": GPU, "jit": JIT} if device == "cuda" else {}
 
 
 def _wish() -> str:
@@ -146,23 +176,63 @@ def _define() -> Any:
     return fragment
 
 
-def _load_cpu() -> Library:
-    """Load ``_C.so``."""
-    path, reason = native.find_library("_C.so")
+def _load(file: str, versions: str) -> tuple[ctypes.CDLL | None, str]:
+    """Load a library, which tells its schemas' version; say where it lies, or why it does not."""
+    path, reason = native.find_library(file)
     if path is None:
-        return Library(False, "", reason)
+        return None, reason
     try:
         torch.ops.load_library(str(path))
         handle = ctypes.CDLL(str(path))
     except (OSError, RuntimeError) as error:
-        return Library(False, "", f"`{path}` does not load: {error}")
-    version = handle.pmvis_schemas() if hasattr(handle, "pmvis_schemas") else -1
+        return None, f"`{path}` does not load: {error}"
+    version = getattr(handle, versions)() if hasattr(handle, versions) else -1
     if version == 0:
-        return Library(False, "", f"torch {torch.__version__} refused the kernels of `{path}`")
+        return None, f"torch {torch.__version__} refused the kernels of `{path}`"
     if version != SCHEMA_VERSION:
-        return Library(False, "", f"`{path}` is of another version: install pmvis again")
+        return None, f"`{path}` is of another version: install pmvis again"
+    return handle, str(path)
+
+
+def _load_cpu() -> Library:
+    """Load ``_C.so``."""
+    handle, reason = _load("_C.so", "pmvis_schemas")
+    if handle is None:
+        return Library(False, "", reason)
     handle.pmvis_isa.restype = ctypes.c_char_p
-    return Library(True, handle.pmvis_isa().decode(), str(path))
+    return Library(True, handle.pmvis_isa().decode(), reason)
+
+
+def _load_gpu() -> Library:
+    """Load ``_C_cuda.so``, unless other kernels are asked for: only one can carry an operator."""
+    if torch.version.cuda is None:
+        return Library(False, "cuda", "this torch was built without CUDA")
+    if WISH in {"jit", "torch"}:
+        return Library(False, "cuda", f"PMVIS_NATIVE asks for {WISH}")
+    if native.find_library(_CUDA_FILE)[0] is None:
+        return Library(False, "cuda", _HOW_TO_BUILD)
+    handle, reason = _load(_CUDA_FILE, "pmvis_cuda_schemas")
+    return Library(handle is not None, "cuda", reason)
+
+
+def _find_jit() -> Library:
+    """See whether cupy could compile kernels; it is not imported before it has to."""
+    if torch.version.cuda is None:
+        return Library(False, "cupy", "this torch was built without CUDA")
+    if GPU.loaded or WISH == "torch":
+        reason = "the compiled kernels are in use; PMVIS_NATIVE=jit takes these instead"
+        return Library(False, "cupy", reason if GPU.loaded else "PMVIS_NATIVE asks for torch")
+    if native.find_kernels() is None:
+        return Library(False, "cupy", "the text of the kernels is not installed")
+    if importlib.util.find_spec("cupy") is None:
+        return Library(False, "cupy", "`pip install 'pmvis[cupy]'` compiles kernels on use")
+    return Library(True, "cupy", "compiled on first use and kept in cupy's cache")
+
+
+def _look_at_masks() -> Library:
+    """Look at ``_masks.so``, which encodes masks on the CPU."""
+    library, reason = native.load_mask_library()
+    return Library(library is not None, library.instructions if library else "", reason)
 
 
 WISH = _wish()
@@ -170,3 +240,11 @@ WISH = _wish()
 _FRAGMENT = _define()
 CPU = _load_cpu()
 """``_C.so``."""
+GPU = _load_gpu()
+"""``_C_cuda.so``."""
+JIT = _find_jit()
+"""Kernels that cupy compiles."""
+if JIT.loaded:
+    jit.register(_FRAGMENT)
+MASKS = _look_at_masks()
+"""``_masks.so``, for `logits_to_rle` on the CPU."""

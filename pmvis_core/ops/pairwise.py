@@ -25,8 +25,12 @@ _BOX_SLACK_PX = 1e-3
 """Relative float32 boxes must not lose a whole pixel when they are truncated to pixels again."""
 _OFFSETS = ((0, 1), (1, -1), (1, 0), (1, 1))
 """(dy, dx) of the later half of the eight neighbours, in units of the dilation."""
-_MAX_DILATION = 16
-"""Of the kernels (csrc/pairwise.h)."""
+_MAX_DILATION = {"cpu": 16, "cuda": 8}
+"""Of the kernels of the loss (csrc/pairwise.h, csrc/pairwise.cuh)."""
+_MAX_REACH = {"cpu": 64, "cuda": 16}
+"""Of the similarity's: radius x dilation in pixels."""
+_MAX_BLOCKS = 65535
+"""Images or instances that a GPU's kernels take at once."""
 
 
 def lab_similarity(
@@ -58,8 +62,10 @@ def lab_similarity(
         raise ValueError(
             f"kernel and dilation are {kernel} and {dilation}, expected odd from 3 and positive"
         )
-    wide = "the window is too wide" if kernel // 2 * dilation > 64 or kernel > 64 else ""
-    if choose("lab_similarity", backend, images.device.type, wide) == "torch":
+    device = images.device.type
+    wide = kernel // 2 * dilation > _MAX_REACH.get(device, 0) or kernel > 64
+    obstacle = "the window is too wide" if wide else _too_many(device, len(images))
+    if choose("lab_similarity", backend, device, obstacle) == "torch":
         return lab_similarity_reference(images, kernel, dilation)
     similarity: Tensor = operator("lab_similarity")(images.contiguous(), kernel, dilation)
     return similarity
@@ -150,8 +156,11 @@ def pairwise_terms(
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
     cells = box_cells(boxes, *logits.shape[1:])
-    far = f"the dilation is more than {_MAX_DILATION}" if dilation > _MAX_DILATION else ""
-    if choose("pairwise_loss", backend, logits.device.type, far) == "torch":
+    device = logits.device.type
+    largest = _MAX_DILATION.get(device, 0)
+    far = f"the dilation is more than {largest}" if dilation > largest else ""
+    obstacle = far or _too_many(device, len(logits), len(similarity))
+    if choose("pairwise_loss", backend, device, obstacle) == "torch":
         return pairwise_terms_reference(
             logits, similarity, image_index, cells, threshold, valid=valid, dilation=dilation
         )
@@ -258,6 +267,12 @@ def rgb_to_lab(rgb: Tensor) -> Tensor:
     f = torch.where(xyz > 0.008856, xyz.clamp_min(1e-8) ** (1 / 3), 7.787 * xyz + 16 / 116)
     x, y, z = f.unbind(-3)
     return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], -3)
+
+
+def _too_many(device: str, *numbers: int) -> str:
+    """Say that a GPU's kernels cannot take so many images or instances."""
+    many = device != "cpu" and max(numbers) > _MAX_BLOCKS
+    return f"there are more than {_MAX_BLOCKS} images or instances" if many else ""
 
 
 def _all_offsets() -> list[tuple[int, int]]:

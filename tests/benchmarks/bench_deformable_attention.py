@@ -20,6 +20,9 @@ from pmvis_core import ops
 CASES = {
     "tiny preset, batch 8": (8, [(12, 16), (6, 8), (3, 4)], 4, 16, 4),
     "IDOL R50, 360x640": (1, [(48, 80), (24, 40), (12, 20), (6, 10)], 8, 32, 4),
+    "IDOL R50, 480x854": (1, [(60, 108), (30, 54), (15, 27), (8, 14)], 8, 32, 4),
+    "IDOL R50, 720x1280": (1, [(92, 160), (46, 80), (23, 40), (12, 20)], 8, 32, 4),
+    "IDOL Swin-L, 800x1333": (1, [(100, 168), (50, 84), (25, 42), (13, 21)], 8, 32, 4),
 }
 """Name: batch, levels, heads, channels of a head, points of a level; a query for each token."""
 
@@ -54,7 +57,7 @@ def make_inputs(
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=9)
+    parser.add_argument("--runs", type=int, default=5)
     runs = parser.parse_args().runs
     torch.set_num_threads(1)
     for name, state, reason in ops.status():

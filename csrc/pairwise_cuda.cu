@@ -1,0 +1,106 @@
+// Colour affinity and the pairwise loss on the GPU, on torch's stable ABI; the kernels are in
+// pairwise.cuh.
+#include "pairwise.cuh"
+
+#include "gpu.h"
+#include "pairwise_operands.h"
+
+namespace pmvis {
+namespace {
+
+constexpr int64_t kMaxSide = 1 << 20;
+
+dim3 tiles(int64_t height, int64_t width, int64_t rows, int64_t maps) {
+  return {blocks(width, kTileWidth), blocks(height, rows), static_cast<unsigned>(maps)};
+}
+
+const dim3 kThreads(kTileWidth, kTileHeight);
+
+// lab_similarity(images, kernel, dilation) -> similarity
+void similarity_kernel(StableIValue* stack, uint64_t, uint64_t) {
+  constexpr Requirement require{"lab_similarity"};
+  const Tensor images(stack[0]);
+  const int64_t kernel = static_cast<int64_t>(stack[1]), dilation = static_cast<int64_t>(stack[2]);
+  require(images.dtype() == aoti_torch_dtype_uint8() && images.contiguous() &&
+              images.is({-1, 3, -1, -1}),
+          "images must be (B, 3, H, W) uint8, contiguous");
+  require(kernel >= 3 && kernel % 2 == 1 && dilation >= 1 && kernel <= 64 && dilation <= 64 &&
+              kernel / 2 * dilation <= kMaxColourReach,
+          "the kernel must be odd and at least 3, the dilation positive, both small");
+  const int64_t batch = images.size(0), height = images.size(2), width = images.size(3);
+  require(batch <= kMaxGrid && height <= kMaxSide && width <= kMaxSide, "images are too large");
+  const Gpu gpu(images);
+  Tensor output = gpu.empty({batch, kernel * kernel - 1, height, width},
+                            aoti_torch_dtype_float32());
+  if (output.numel() != 0) {
+    const int64_t reach = kernel / 2 * dilation;
+    const int64_t cells = (kTileWidth + 2 * reach) * (kColourRows + 2 * reach);
+    gpu.launch(&lab_similarity, tiles(height, width, kColourRows, batch), kThreads,
+               static_cast<size_t>(12 * cells), images.data<const unsigned char>(),
+               output.data<float>(), static_cast<int>(height), static_cast<int>(width),
+               static_cast<int>(kernel / 2), static_cast<int>(dilation));
+  }
+  stack[0] = output.release();
+}
+
+constexpr Requirement require = PairOperands::require;
+
+template <typename T>
+void run(const Gpu& gpu, const PairOperands& call, const Tensor& terms, const Tensor& edges,
+         const Tensor& gradient) {
+  const int64_t number = call.number(), images = call.similarity.size(0);
+  const int height = static_cast<int>(call.logits.size(1));
+  const int width = static_cast<int>(call.logits.size(2));
+  const int dilation = static_cast<int>(call.dilation);
+  const Tensor asks = gpu.empty({images, height, width}, aoti_torch_dtype_uint8());
+  if (asks.numel() != 0) {
+    gpu.launch(&asked_neighbours, tiles(height, width, kTileHeight, images), kThreads, 0,
+               call.similarity.data<const float>(),
+               call.valid.numel() != 0 ? call.valid.data<const unsigned char>() : nullptr,
+               asks.data<unsigned char>(), call.threshold, height, width, dilation);
+  }
+  if (number == 0) return;
+  const dim3 grid = tiles(height, width, kTileHeight, number);
+  const int64_t count = int64_t{grid.x} * grid.y;
+  const Tensor tile_terms = gpu.empty({number, count}, aoti_torch_dtype_float64());
+  const Tensor tile_edges = gpu.empty({number, count}, aoti_torch_dtype_int64());
+  if (count != 0) {
+    const size_t shared = sizeof(End<T>) * (kTileWidth + 2 * dilation) *
+                          (kTileHeight + 2 * dilation);
+    gpu.launch(&pairwise_tiles<T>, grid, kThreads, shared, call.logits.data<const T>(),
+               asks.data<const unsigned char>(), call.image.data<const Int64>(),
+               call.cells.data<const Int64>(), gradient.dim() == 3 ? gradient.data<T>() : nullptr,
+               tile_terms.data<double>(), tile_edges.data<Int64>(), static_cast<int>(images),
+               height, width, dilation);
+  }
+  gpu.launch(&pairwise_sums<T>, dim3(static_cast<unsigned>(number)), kTile, 0,
+             tile_terms.data<const double>(), tile_edges.data<const Int64>(),
+             static_cast<int>(count), terms.data<T>(), edges.data<T>());
+}
+
+// An image index out of range gives no number: looking at it here would wait for the GPU.
+void pairwise_kernel(StableIValue* stack, uint64_t, uint64_t) {
+  const PairOperands call(stack, kMaxSide);
+  require(call.number() <= kMaxGrid && call.similarity.size(0) <= kMaxGrid,
+          "instances or images are too many");
+  require(call.dilation >= 1 && call.dilation <= kMaxPairDilation, "the dilation must be 1 to 8");
+  const Gpu gpu(call.logits);
+  require(gpu.holds(call.similarity) && gpu.holds(call.image) && gpu.holds(call.cells) &&
+              (call.valid.numel() == 0 || gpu.holds(call.valid)),
+          "tensors must be on one device");
+  const int32_t dtype = call.logits.dtype();
+  Tensor terms = gpu.empty({call.number()}, dtype), edges = gpu.empty({call.number()}, dtype);
+  Tensor gradient =
+      call.with_gradient ? Tensor::empty_like(call.logits) : gpu.empty({0}, dtype);
+  (call.single() ? run<float> : run<double>)(gpu, call, terms, edges, gradient);
+  stack[0] = terms.release();
+  stack[1] = edges.release();
+  stack[2] = gradient.release();
+}
+
+[[maybe_unused]] const bool registered =
+    register_kernels(kKey, {{"lab_similarity", similarity_kernel},
+                            {"pairwise_terms", pairwise_kernel}});
+
+}  // namespace
+}  // namespace pmvis

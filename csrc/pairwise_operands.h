@@ -1,0 +1,44 @@
+// The operands of the pairwise loss, read from the stack and checked; for CPU and GPU alike.
+#pragma once
+
+#include "stable_tensor.h"
+
+namespace pmvis {
+
+// pairwise_terms(logits, similarity, image_index, cells, valid, threshold, dilation, with_gradient)
+//     -> terms, edges, gradient
+struct PairOperands {
+  static constexpr Requirement require{"pairwise_terms"};
+
+  Tensor logits, similarity, image, cells, valid;
+  float threshold;
+  int64_t dilation;
+  bool with_gradient;
+
+  PairOperands(StableIValue* stack, int64_t largest_side)
+      : logits(stack[0]), similarity(stack[1]), image(stack[2]), cells(stack[3]), valid(stack[4]),
+        threshold(static_cast<float>(pmvis::number(stack[5]))),
+        dilation(static_cast<int64_t>(stack[6])), with_gradient(flag(stack[7])) {
+    require(logits.dim() == 3 && logits.contiguous(), "logits must be (N, H, W), contiguous");
+    const int64_t height = logits.size(1), width = logits.size(2);
+    require(height <= largest_side && width <= largest_side, "the map is too large");
+    require(similarity.dtype() == aoti_torch_dtype_float32() && similarity.contiguous() &&
+                similarity.is({-1, 8, height, width}),
+            "similarity must be (B, 8, H, W) float32, contiguous");
+    require(image.dtype() == aoti_torch_dtype_int64() && image.contiguous() &&
+                image.is({number()}),
+            "image indices must be (N,) int64");
+    require(cells.dtype() == aoti_torch_dtype_int64() && cells.contiguous() &&
+                cells.is({number(), 4}),
+            "cells must be (N, 4) int64");
+    require(valid.dtype() == aoti_torch_dtype_bool() && valid.contiguous() &&
+                (valid.is({0}) || valid.is({similarity.size(0), height, width})),
+            "valid must be (B, H, W) bool, or (0,)");
+    require(single() || logits.dtype() == aoti_torch_dtype_float64(),
+            "only float32 and float64 are known");
+  }
+  int64_t number() const { return logits.size(0); }
+  bool single() const { return logits.dtype() == aoti_torch_dtype_float32(); }
+};
+
+}  // namespace pmvis
