@@ -20,6 +20,7 @@ from pmvis_cli.options import (
     Resume,
     Settings,
     Shard,
+    parsed_shard,
     refuse_terminal_input,
 )
 
@@ -255,10 +256,5 @@ def shard_of(videos: list[Video], shard: str) -> list[Video]:
     Raises:
         UsageError: it is no such pair.
     """
-    from pmvis_core.errors import UsageError
-
-    index, slash, count = shard.partition("/")
-    valid = slash and index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)
-    if not valid:
-        raise UsageError(f"`--shard {shard}`, expected `i/n` with 1 <= i <= n, such as `1/4`")
-    return videos[int(index) - 1 :: int(count)]
+    index, count = parsed_shard(shard)
+    return videos[index - 1 :: count]
