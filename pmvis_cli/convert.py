@@ -118,7 +118,7 @@ def _described(truth: Path | None, videos: Path | None) -> Dataset:
 
     if truth is not None:
         return read_dataset(truth)
-    from pmvis_core.video import open_videos
+    from pmvis_core.video.frames import open_videos
 
     assert videos is not None
     found = tuple(video.info for video in open_videos(videos))

@@ -176,7 +176,7 @@ def _write_curves(report: Report, path: Path) -> None:
     """
     from pmvis_core.errors import UsageError
     from pmvis_core.evaluation.drawing import draw_curves, save_curves
-    from pmvis_core.report import write_picture
+    from pmvis_core.report.page import write_picture
 
     if report.evaluation is None:
         raise UsageError("`--curves` are those of AP", "give JSON or tracks")

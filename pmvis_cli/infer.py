@@ -25,9 +25,9 @@ from pmvis_cli.options import (
 )
 
 if TYPE_CHECKING:
-    from pmvis_core.frame_sources import FrameSource
     from pmvis_core.infer import InferOptions
-    from pmvis_core.shards import Launch
+    from pmvis_core.inference.shards import Launch
+    from pmvis_core.video.sources import FrameSource
 
 Video = TypeVar("Video")
 UNSAID: dict[str, Any] = {"every": 1, "on_error": "stop", "precision": "fp32"}
@@ -113,12 +113,12 @@ def infer(
     from pmvis_core.checkpoint import MODEL_FILE, load_model
     from pmvis_core.config import parse_settings
     from pmvis_core.files import digest_file
-    from pmvis_core.frame_sources import select_frames
     from pmvis_core.infer import InferOptions, with_thresholds
-    from pmvis_core.segmenter import FrameSegmenter
-    from pmvis_core.shards import Launch
+    from pmvis_core.inference.segmenter import FrameSegmenter
+    from pmvis_core.inference.shards import Launch
     from pmvis_core.tracks_io import TracksHeader
-    from pmvis_core.video import open_videos
+    from pmvis_core.video.frames import open_videos
+    from pmvis_core.video.sources import select_frames
 
     console = get_console()
     launch = Launch.of(os.environ)
@@ -195,7 +195,7 @@ def _device_of(name: str, launch: Launch) -> Any:
 
 def _run(job: _Job, videos: list[FrameSource], output: Path, launch: Launch, resume: bool) -> None:
     """Label the videos into this process's file; the first process joins all files."""
-    from pmvis_core.shards import is_finished, merge_shards
+    from pmvis_core.inference.shards import is_finished, merge_shards
     from pmvis_core.tracks_io import TracksWriter
 
     part = launch.part(output)

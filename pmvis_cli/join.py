@@ -25,6 +25,6 @@ def join(
 
     next: `pmvis refine raw.tracks.jsonl --frames videos/`
     """
-    from pmvis_core.shards import merge_shards
+    from pmvis_core.inference.shards import merge_shards
 
     merge_shards(shards, output)

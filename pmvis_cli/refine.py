@@ -180,9 +180,9 @@ def refine(
     from pmvis_core import refine as stage
     from pmvis_core.filter import FilterRule
     from pmvis_core.formats.ytvis import open_tracks
-    from pmvis_core.propagators import Choice, choose_propagator
+    from pmvis_core.propagation.propagators import Choice, choose_propagator
     from pmvis_core.tracks_io import TracksWriter
-    from pmvis_core.video import find_frames
+    from pmvis_core.video.frames import find_frames
 
     options = stage.RefineOptions.of(
         method,

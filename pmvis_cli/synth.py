@@ -49,7 +49,7 @@ def synth(
     Next: pmvis map-categories --target synth/target.json --coco synth/coco/instances_train.json
           --imagenet-bbox synth/imagenet/Annotations -o data/
     """
-    from pmvis_core.synthetic import SynthConfig, draw
+    from pmvis_core.synthetic.benchmark import SynthConfig, draw
 
     chosen = {
         "gap": gap,

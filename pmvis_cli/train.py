@@ -14,7 +14,7 @@ from pmvis_cli.options import Device, JsonFlag, Overwrite, Seed, Settings
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from pmvis_core.run_folder import TrainJob
+    from pmvis_core.training.run_folder import TrainJob
 
 Config = TypeVar("Config")
 """A frozen dataclass of a run's numbers."""
@@ -103,9 +103,9 @@ def train_image(
 
     next: `pmvis infer --weights RUN --frames videos/ -o raw.tracks.jsonl`
     """
-    from pmvis_core.run_folder import TrainJob
     from pmvis_core.systems.pmvis import ImageStage
     from pmvis_core.systems.presets import IMAGE_PRESETS, find_preset
+    from pmvis_core.training.run_folder import TrainJob
 
     settings = _with_quirks(settings, reference_quirks)
     resolved = resolve(find_preset(IMAGE_PRESETS, preset), config, settings, steps, print_config)
@@ -159,9 +159,9 @@ def train_video(
     next: `pmvis infer --weights RUN --frames videos/ | pmvis eval --gt valid.json`
     """
     from pmvis_core.errors import UsageError
-    from pmvis_core.run_folder import TrainJob
     from pmvis_core.systems.pmvis import VideoStage
     from pmvis_core.systems.presets import VIDEO_PRESETS, find_preset
+    from pmvis_core.training.run_folder import TrainJob
 
     if not mask_loss and not box_loss:
         raise UsageError("`--no-mask-loss` and `--no-box-loss` leave masks without any loss")
@@ -182,7 +182,7 @@ def _with_quirks(settings: list[str] | None, reference_quirks: bool) -> list[str
 def _preset_for(init: Path | None) -> str:
     """Return the preset that fits the initial weights."""
     from pmvis_core.checkpoint import preset_for
-    from pmvis_core.run_folder import preset_of
+    from pmvis_core.training.run_folder import preset_of
 
     if init is not None and init.is_dir():
         return preset_of(init)
@@ -222,8 +222,8 @@ def run(job: TrainJob, overwrite: bool, dry_run: bool, json: bool) -> None:
     from dataclasses import replace
 
     from pmvis_core.devices import find_device
-    from pmvis_core.run_folder import clear_run_folder
     from pmvis_core.train import plan, train
+    from pmvis_core.training.run_folder import clear_run_folder
 
     console = get_console()
     job = replace(job, device=str(find_device(job.device)))

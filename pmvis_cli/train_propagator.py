@@ -60,13 +60,13 @@ def train_propagator(
     next: `pmvis refine raw.tracks.jsonl --method deaot --weights RUN --frames videos/`
     """
     from pmvis_core.devices import find_device
-    from pmvis_core.run_folder import clear_run_folder
-    from pmvis_core.train_propagator import (
+    from pmvis_core.propagator_training.train import (
         ClipStage,
         PropagatorConfig,
         PropagatorJob,
         train_propagator,
     )
+    from pmvis_core.training.run_folder import clear_run_folder
 
     flags = [f"variant={variant}"] if variant else []
     flags += [f"clip.crop={crop}"] if crop else []

@@ -13,7 +13,7 @@ from pmvis_cli.options import STDIO_PATH, FramesPath, InputTracks
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from pmvis_core.report import SheetGroup
+    from pmvis_core.report.page import SheetGroup
     from pmvis_core.types import VideoTracks
 
 
@@ -58,8 +58,8 @@ def view(
     """
     from pmvis_core.errors import UsageError
     from pmvis_core.formats.ytvis import open_tracks
-    from pmvis_core.report import PICTURE_SUFFIXES, contact_sheet, overlay_video, write_picture
-    from pmvis_core.video import write_video
+    from pmvis_core.report.page import PICTURE_SUFFIXES, contact_sheet, overlay_video, write_picture
+    from pmvis_core.video.frames import write_video
 
     suffix = output.suffix.lower()
     if suffix not in (".mp4", *PICTURE_SUFFIXES):
@@ -132,8 +132,8 @@ def _group(
 ) -> SheetGroup:
     """Return what is drawn of one video."""
     from pmvis_core.errors import DataError
-    from pmvis_core.report import SheetGroup, found_strip, truth_strip
-    from pmvis_core.video import find_frames
+    from pmvis_core.report.page import SheetGroup, found_strip, truth_strip
+    from pmvis_core.video.frames import find_frames
 
     info = video.video
     source = find_frames(info, frames)

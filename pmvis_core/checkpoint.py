@@ -22,13 +22,15 @@ import torch
 from safetensors.torch import save as save_bytes
 from torch import Tensor
 
-from pmvis_core.backbone_weights import backbone_kind, backbone_weights
 from pmvis_core.config import ModelConfig, TrackerConfig, override
 from pmvis_core.errors import ResourceError, UsageError
 from pmvis_core.files import atomic_write, canonical_json
 from pmvis_core.models.idol import IDOL, build_idol
 from pmvis_core.nn.backbones import BACKBONES
-from pmvis_core.official_weights import (
+from pmvis_core.types import Category
+from pmvis_core.weights.backbones import backbone_kind, backbone_weights
+from pmvis_core.weights.files import METADATA_KEY, read_file
+from pmvis_core.weights.official import (
     Vocabulary,
     choose_vocabulary,
     fitting_vocabularies,
@@ -40,8 +42,6 @@ from pmvis_core.official_weights import (
     to_official,
     to_official_name,
 )
-from pmvis_core.types import Category
-from pmvis_core.weight_files import METADATA_KEY, read_file
 
 logger = logging.getLogger(__name__)
 

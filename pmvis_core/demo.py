@@ -9,7 +9,7 @@ from typing import Any
 from pmvis_core.evaluation.label_quality import label_quality
 from pmvis_core.files import atomic_write, read_json
 from pmvis_core.formats.ytvis import open_tracks, read_dataset
-from pmvis_core.report import (
+from pmvis_core.report.page import (
     ResultTable,
     SheetGroup,
     demo_picture,
@@ -18,7 +18,7 @@ from pmvis_core.report import (
     truth_strip,
     write_picture,
 )
-from pmvis_core.video import open_videos, write_video
+from pmvis_core.video.frames import open_videos, write_video
 
 MODELS = ("image", "video", "control")
 LABELS = ("raw", "refined", "kept")

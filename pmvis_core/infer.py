@@ -28,19 +28,19 @@ from torch import Tensor
 
 from pmvis_core import masks
 from pmvis_core.association import UNTRACKED, Detections, OnlineTracker, select_candidates
-from pmvis_core.augment import shortest_edge
 from pmvis_core.checkpoint import Checkpoint
 from pmvis_core.config import TrackerConfig, override
+from pmvis_core.data.augment import shortest_edge
+from pmvis_core.data.streams import prefetch
 from pmvis_core.errors import DataError
 from pmvis_core.files import significant
-from pmvis_core.frame_sources import FrameSource, kept_info
-from pmvis_core.image_files import Frame
+from pmvis_core.inference.segmenter import FrameSegmenter
+from pmvis_core.inference.track_spool import Summary, TrackSpool
 from pmvis_core.models.idol import IdolPredictions
-from pmvis_core.segmenter import FrameSegmenter
-from pmvis_core.streams import prefetch
-from pmvis_core.track_spool import Summary, TrackSpool
 from pmvis_core.tracks_json import stream_track, stream_video
 from pmvis_core.types import RLE, Supervision, Track, VideoInfo, VideoTracks
+from pmvis_core.video.image_files import Frame
+from pmvis_core.video.sources import FrameSource, kept_info
 
 logger = logging.getLogger(__name__)
 

@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from pmvis_core.data.samples import Frame, KeyReferencePair, Targets
 from pmvis_core.errors import DataError
 from pmvis_core.matching import (
     FOCAL_ALPHA,
@@ -40,7 +41,6 @@ from pmvis_core.matching import (
     pairwise_iou,
     to_xyxy,
 )
-from pmvis_core.samples import Frame, KeyReferencePair, Targets
 from pmvis_core.types import Supervision
 from pmvis_core.weak_losses import STRIDE, BoxInst, box_masks, projection_loss
 

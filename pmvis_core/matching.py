@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from pmvis_core.samples import Targets
+from pmvis_core.data.samples import Targets
 
 FOCAL_ALPHA = 0.25
 """Weight of the positive class, in the costs and in the losses."""

@@ -28,13 +28,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pmvis_core import masks
-from pmvis_core.bilateral import Box, surrounding_box
 from pmvis_core.errors import UsageError
 from pmvis_core.files import significant
 from pmvis_core.filter import FilterRule, filter_tracks
-from pmvis_core.frame_cache import Frames
 from pmvis_core.progress import Progress, silent
-from pmvis_core.propagation import Prediction, Propagation, Propagator
+from pmvis_core.propagation.bilateral import Box, surrounding_box
+from pmvis_core.propagation.flow import Prediction, Propagation, Propagator
+from pmvis_core.propagation.frame_cache import Frames
 from pmvis_core.types import RLE, Track, VideoInfo, VideoTracks
 
 logger = logging.getLogger(__name__)

@@ -26,16 +26,16 @@ from pmvis_core.checkpoint import (
     save_model,
 )
 from pmvis_core.config import TrainConfig
-from pmvis_core.datasets import annotation_ledger
-from pmvis_core.learner import Learner, ParameterGroup
+from pmvis_core.data.datasets import annotation_ledger
+from pmvis_core.data.samples import ImageBatch, KeyReferencePair
 from pmvis_core.losses import SetCriterion
 from pmvis_core.models.idol import IDOL, build_idol
-from pmvis_core.processes import rank_and_world
 from pmvis_core.progress import Progress, silent
-from pmvis_core.run_folder import TrainJob
-from pmvis_core.run_loop import Steps, as_numbers, share_of_batch, start_run, take_steps
-from pmvis_core.samples import ImageBatch, KeyReferencePair
 from pmvis_core.systems.pmvis import RunConfig, Samples
+from pmvis_core.training.learner import Learner, ParameterGroup
+from pmvis_core.training.processes import rank_and_world
+from pmvis_core.training.run_folder import TrainJob
+from pmvis_core.training.run_loop import Steps, as_numbers, share_of_batch, start_run, take_steps
 from pmvis_core.types import Supervision
 
 

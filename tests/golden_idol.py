@@ -16,7 +16,7 @@ import torch
 
 from pmvis_core.config import ModelConfig
 from pmvis_core.models.idol import IDOL, build_idol
-from pmvis_core.official_weights import to_official_name
+from pmvis_core.weights.official import to_official_name
 
 Quantity = tuple[str, bool, str]
 """(what was compared, whether it is equal, how far off it is)."""

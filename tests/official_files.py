@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pmvis_core.config import ModelConfig
 from pmvis_core.models.idol import build_idol
-from pmvis_core.official_weights import to_official
+from pmvis_core.weights.official import to_official
 
 SMALL = ModelConfig(
     hidden_dim=32,

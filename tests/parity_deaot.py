@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from pmvis_core.deaot_propagation import (
+from pmvis_core.models.deaot import IDENTITIES, DeAOT, Memory, build_deaot
+from pmvis_core.nn.local_attention import Entry
+from pmvis_core.propagation.deaot import (
     DeaotPropagator,
     DeaotSettings,
     DeaotVideo,
@@ -26,8 +28,6 @@ from pmvis_core.deaot_propagation import (
     network_size,
     prepare_frame,
 )
-from pmvis_core.models.deaot import IDENTITIES, DeAOT, Memory, build_deaot
-from pmvis_core.nn.local_attention import Entry
 from pmvis_core.types import VideoInfo
 
 LOGIT_TOLERANCE = 1e-4

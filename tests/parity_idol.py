@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from pmvis_core.config import ModelConfig
+from pmvis_core.data.samples import ImageBatch
 from pmvis_core.models.idol import IDOL, IdolPredictions, build_idol
-from pmvis_core.official_weights import to_official, to_official_name
-from pmvis_core.samples import ImageBatch
+from pmvis_core.weights.official import to_official, to_official_name
 from tests.golden_idol import Quantity, backbone_of, model_for, near, same
 from tests.parity_idol_losses import check_boxinst, check_deformable, check_losses
 from tests.parity_idol_tracks import check_assembly, check_clip, check_images, check_tracker

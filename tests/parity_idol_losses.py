@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pmvis_core.data.samples import Frame, ImageBatch, KeyReferencePair, Targets
 from pmvis_core.losses import SetCriterion
 from pmvis_core.matching import Match, PaddedTargets
 from pmvis_core.models.idol import IDOL, IdolPredictions
 from pmvis_core.ops import deformable_attention, rgb_to_lab
-from pmvis_core.samples import Frame, ImageBatch, KeyReferencePair, Targets
 from pmvis_core.types import Supervision
 from pmvis_core.weak_losses import BoxInst, box_masks, projection_loss
 from tests.golden_idol import (

@@ -23,13 +23,13 @@ from pmvis_core.association import UNTRACKED, Detections, OnlineTracker
 from pmvis_core.checkpoint import Checkpoint
 from pmvis_core.config import TrackerConfig
 from pmvis_core.errors import DataError
-from pmvis_core.frame_sources import FrameSource
-from pmvis_core.image_files import Frame
-from pmvis_core.image_inference import segment_image
 from pmvis_core.infer import InferOptions, VideoInference, network_size, prepare_image
+from pmvis_core.inference.images import segment_image
+from pmvis_core.inference.segmenter import FrameSegmenter
 from pmvis_core.models.idol import IDOL
-from pmvis_core.segmenter import FrameSegmenter
 from pmvis_core.types import Category, Track, VideoInfo
+from pmvis_core.video.image_files import Frame
+from pmvis_core.video.sources import FrameSource
 from tests.golden_idol import Quantity, backbone_of, model_for, near, same, unpacked
 
 MASK_NOISE = 2e-2

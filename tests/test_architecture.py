@@ -14,24 +14,14 @@ ROOT = Path(__file__).resolve().parents[1]
 
 FLOORS: dict[int, frozenset[str]] = {
     5: frozenset(
-        "train train_propagator run_loop run_folder infer refine filter evaluation submission "
-        "report report_drawing synthetic synthetic_scenes synthetic_shapes demo doctor segmenter "
-        "shards propagators image_inference".split()
+        "train training propagator_training infer inference refine propagation filter evaluation "
+        "submission report synthetic demo doctor".split()
     ),
     4: frozenset(["systems"]),
-    3: frozenset(
-        "models checkpoint clear_start deaot_weights official_weights association "
-        "deaot_propagation sam2_propagation".split()
-    ),
-    2: frozenset(
-        "nn matching weak_losses losses samples datasets streams stills augment propagation "
-        "bilateral devices flat_parameters learner processes pseudo_clips layer_motion "
-        "propagator_losses frame_cache backbone_weights weight_files".split()
-    ),
+    3: frozenset("models weights checkpoint association".split()),
+    2: frozenset("nn matching weak_losses losses data devices".split()),
     1: frozenset(
-        "masks ops formats tracks_io tracks_json video video_decoder frame_sources image_files "
-        "track_spool categories image_sets config "
-        "safe_pickle".split()
+        "masks ops formats tracks_io tracks_json video categories image_sets config".split()
     ),
     0: frozenset("types errors doubts files native progress rle_numpy".split()),
 }

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pmvis_core import masks
-from pmvis_core.augment import (
+from pmvis_core.data.augment import (
     IDOL_STILLS,
     IDOL_VIDEOS,
     SMALL_FRAMES,

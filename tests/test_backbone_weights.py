@@ -13,15 +13,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models import mobilenet_v2, resnet50, resnet101, swin_t
 
-from pmvis_core.backbone_weights import backbone_kind, backbone_weights
 from pmvis_core.checkpoint import initialise, initialise_backbone, preset_for
 from pmvis_core.config import ModelConfig
+from pmvis_core.data.samples import PIXEL_MEAN, PIXEL_STD
 from pmvis_core.errors import ResourceError
 from pmvis_core.models.idol import IDOL, build_idol
 from pmvis_core.nn.backbones import SwinLarge, build_backbone
 from pmvis_core.nn.swin import Swin
-from pmvis_core.samples import PIXEL_MEAN, PIXEL_STD
 from pmvis_core.types import Category
+from pmvis_core.weights.backbones import backbone_kind, backbone_weights
 
 NETWORKS = {"resnet50": resnet50, "resnet101": resnet101, "mobilenet_v2": mobilenet_v2}
 CATEGORIES = (Category(1, "disc"), Category(2, "star"))

@@ -12,12 +12,12 @@ from safetensors.torch import save_file
 
 from pmvis_core.checkpoint import initialise, load_model, preset_for, save_model, save_official
 from pmvis_core.config import ModelConfig, TrackerConfig
+from pmvis_core.data.samples import ImageBatch
 from pmvis_core.errors import DataError, PmvisError, ResourceError
 from pmvis_core.models.idol import IDOL, build_idol
-from pmvis_core.official_weights import find_vocabulary
-from pmvis_core.samples import ImageBatch
 from pmvis_core.systems.presets import IMAGE_PRESETS
 from pmvis_core.types import Category
+from pmvis_core.weights.official import find_vocabulary
 
 TINY = IMAGE_PRESETS["tiny"].model
 CATEGORIES = (Category(1, "disc"), Category(2, "star"))

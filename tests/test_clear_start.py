@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pmvis_core.clear_start import clear_start
 from pmvis_core.models.deaot import IDENTITIES, DeAOT, Features, build_deaot
+from pmvis_core.training.clear_start import clear_start
 
 
 def found_again(network: DeAOT, labels: torch.Tensor) -> float:

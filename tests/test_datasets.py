@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from pmvis_core import masks
-from pmvis_core.augment import IDOL_STILLS, IDOL_VIDEOS, SMALL_FRAMES, AugmentConfig
-from pmvis_core.datasets import (
+from pmvis_core.data.augment import IDOL_STILLS, IDOL_VIDEOS, SMALL_FRAMES, AugmentConfig
+from pmvis_core.data.datasets import (
     CocoImages,
     Mixture,
     PseudoVideos,
@@ -23,8 +23,8 @@ from pmvis_core.datasets import (
     batches,
     image_mixture,
 )
+from pmvis_core.data.samples import Frame, KeyReferencePair, Targets
 from pmvis_core.errors import DataError
-from pmvis_core.samples import Frame, KeyReferencePair, Targets
 from pmvis_core.tracks_io import TracksHeader, TracksWriter
 from pmvis_core.types import RLE, Category, Supervision, Track, VideoInfo, VideoTracks
 

@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from pmvis_core.deaot_propagation import (
+from pmvis_core.models.deaot import DeAOT, Variant
+from pmvis_core.nn.local_attention import local_attention
+from pmvis_core.propagation.deaot import (
     DeaotPropagator,
     DeaotSettings,
     group_objects,
     merge_passes,
     network_size,
 )
-from pmvis_core.models.deaot import DeAOT, Variant
-from pmvis_core.nn.local_attention import local_attention
-from pmvis_core.propagation import Prediction
+from pmvis_core.propagation.flow import Prediction
 from pmvis_core.types import VideoInfo
 from tests import parity_deaot
 

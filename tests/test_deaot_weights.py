@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models import mobilenet_v2, resnet50
 
-from pmvis_core import deaot_weights
-from pmvis_core.deaot_weights import initialise_propagator, load_deaot, read_deaot, save_deaot
 from pmvis_core.errors import ResourceError, UsageError
 from pmvis_core.models.deaot import DeAOT, build_deaot
+from pmvis_core.weights import deaot as deaot_weights
+from pmvis_core.weights.deaot import initialise_propagator, load_deaot, read_deaot, save_deaot
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "shared/real/weights"
 

@@ -13,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pmvis_core.errors import DataError, ResourceError, UsageError
-from pmvis_core.frame_sources import (
+from pmvis_core.types import VideoInfo
+from pmvis_core.video.frames import camera_number, find_frames, open_videos, write_video
+from pmvis_core.video.sources import (
     ENDLESS,
     Camera,
     FrameSource,
@@ -23,8 +25,6 @@ from pmvis_core.frame_sources import (
     select_frames,
     split_slice,
 )
-from pmvis_core.types import VideoInfo
-from pmvis_core.video import camera_number, find_frames, open_videos, write_video
 
 
 class Numbers(FrameSource):

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from pmvis_core.data.samples import ImageBatch
 from pmvis_core.models.idol import IDOL, build_idol
-from pmvis_core.samples import ImageBatch
 from pmvis_core.systems.presets import IMAGE_PRESETS
 from tests.golden_idol import assert_equal
 from tests.parity_idol import check

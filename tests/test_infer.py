@@ -27,8 +27,8 @@ from pmvis_core.infer import (
     prepare_image,
     with_thresholds,
 )
+from pmvis_core.inference.segmenter import FrameSegmenter
 from pmvis_core.models.idol import build_idol
-from pmvis_core.segmenter import FrameSegmenter
 from pmvis_core.systems.presets import IMAGE_PRESETS
 from pmvis_core.tracks_io import TracksHeader, TracksReader, TracksWriter
 from pmvis_core.types import Category, VideoTracks

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pmvis_core.data.samples import Frame, KeyReferencePair, Targets
 from pmvis_core.errors import DataError
 from pmvis_core.losses import (
     LossWeights,
@@ -22,7 +23,6 @@ from pmvis_core.losses import (
     sigmoid_focal_loss,
 )
 from pmvis_core.matching import OptimalTransportMatcher, PaddedTargets, to_xyxy
-from pmvis_core.samples import Frame, KeyReferencePair, Targets
 from pmvis_core.types import Supervision
 from pmvis_core.weak_losses import BoxInst, box_masks, projection_loss
 from tests.golden_idol import assert_equal

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import generalized_box_iou
 
+from pmvis_core.data.samples import Targets
 from pmvis_core.matching import (
     Match,
     OptimalTransportMatcher,
@@ -18,7 +19,6 @@ from pmvis_core.matching import (
     pairwise_iou,
     to_xyxy,
 )
-from pmvis_core.samples import Targets
 from pmvis_core.types import Supervision
 from tests.parity_idol_losses import stored_frame
 

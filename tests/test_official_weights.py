@@ -18,10 +18,13 @@ from torch import Tensor
 
 from pmvis_core.checkpoint import KeyReport, load_model, read_model, save_model, save_official
 from pmvis_core.config import ModelConfig, TrackerConfig
+from pmvis_core.data.samples import ImageBatch
 from pmvis_core.errors import DataError, PmvisError, ResourceError, UsageError
 from pmvis_core.models.idol import build_idol
 from pmvis_core.nn.dynamic_mask import dynamic_masks
-from pmvis_core.official_weights import (
+from pmvis_core.systems.presets import IMAGE_PRESETS
+from pmvis_core.weights.files import read_file
+from pmvis_core.weights.official import (
     COCO,
     VOCABULARIES,
     choose_vocabulary,
@@ -32,9 +35,6 @@ from pmvis_core.official_weights import (
     to_official,
     to_official_name,
 )
-from pmvis_core.samples import ImageBatch
-from pmvis_core.systems.presets import IMAGE_PRESETS
-from pmvis_core.weight_files import read_file
 from tests.golden_idol import load_recipe
 from tests.official_files import SMALL, empty, small_file
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pmvis_core.bilateral import (
+from pmvis_core.propagation.bilateral import (
     add_votes,
     colour_bins,
     colour_odds,
@@ -17,7 +17,7 @@ from pmvis_core.bilateral import (
     remember,
     scaled,
 )
-from pmvis_core.propagation import FlowPropagator, FlowSettings, Prediction, one_thread
+from pmvis_core.propagation.flow import FlowPropagator, FlowSettings, Prediction, one_thread
 from pmvis_core.types import VideoInfo
 
 HEIGHT, WIDTH = 72, 96

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pmvis_core.propagator_losses import (
+from pmvis_core.propagator_training.losses import (
     bootstrapped_cross_entropy,
     frame_loss,
     kept_share,

@@ -10,14 +10,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from pmvis_core.deaot_propagation import DeaotPropagator, DeaotSettings
-from pmvis_core.deaot_weights import save_deaot
 from pmvis_core.errors import ResourceError, UsageError
 from pmvis_core.models.deaot import DeAOT, Variant, build_deaot
-from pmvis_core.propagation import FlowPropagator, Prediction, Propagation, Propagator
-from pmvis_core.propagators import Choice, choose_propagator
-from pmvis_core.sam2_propagation import Sam2Propagator, load_sam2
+from pmvis_core.propagation.deaot import DeaotPropagator, DeaotSettings
+from pmvis_core.propagation.flow import FlowPropagator, Prediction, Propagation, Propagator
+from pmvis_core.propagation.propagators import Choice, choose_propagator
+from pmvis_core.propagation.sam2 import Sam2Propagator, load_sam2
 from pmvis_core.types import VideoInfo
+from pmvis_core.weights.deaot import save_deaot
 from tests.parity_deaot import Stack
 from tests.tiny_sam2 import build_tiny_sam2
 

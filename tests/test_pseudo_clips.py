@@ -17,8 +17,14 @@ from torchvision.transforms import functional as reference
 
 from pmvis_core import masks
 from pmvis_core.errors import DataError, UsageError
-from pmvis_core.layer_motion import Motion, Reach, colour_map, draw_motion
-from pmvis_core.pseudo_clips import IGNORED, ClipConfig, PseudoClip, StillClips, filled
+from pmvis_core.propagator_training.layer_motion import Motion, Reach, colour_map, draw_motion
+from pmvis_core.propagator_training.pseudo_clips import (
+    IGNORED,
+    ClipConfig,
+    PseudoClip,
+    StillClips,
+    filled,
+)
 from tests.flat_stills import COLOURS, draw_stills
 
 PLAIN = ClipConfig(

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from pmvis_core import masks
 from pmvis_core.errors import DataError, UsageError
 from pmvis_core.files import canonical_json
-from pmvis_core.frame_cache import Frames
-from pmvis_core.propagation import FlowPropagator, Prediction, SoftMask
+from pmvis_core.propagation.flow import FlowPropagator, Prediction, SoftMask
+from pmvis_core.propagation.frame_cache import Frames
 from pmvis_core.refine import (
     RefineCounts,
     RefineOptions,
@@ -25,7 +25,7 @@ from pmvis_core.refine import (
 )
 from pmvis_core.tracks_io import video_to_json
 from pmvis_core.types import RLE, Track, VideoInfo, VideoTracks
-from pmvis_core.video import find_frames
+from pmvis_core.video.frames import find_frames
 
 H, W, T = 24, 32, 7
 Mask = NDArray[np.uint8]

@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from pmvis_core import masks
-from pmvis_core.deaot_propagation import DeaotPropagator, DeaotSettings
 from pmvis_core.filter import FilterRule, filter_tracks
 from pmvis_core.models.deaot import DeAOT, Variant
+from pmvis_core.propagation.deaot import DeaotPropagator, DeaotSettings
 from pmvis_core.refine import RefineCounts, RefineOptions, refine_video
 from pmvis_core.types import Track, VideoInfo, VideoTracks
 from tests.parity_deaot import Stack

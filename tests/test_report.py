@@ -8,7 +8,18 @@ import pytest
 
 from pmvis_core import masks
 from pmvis_core.errors import UsageError
-from pmvis_core.report import (
+from pmvis_core.report.drawing import (
+    ACCENT,
+    GREY,
+    Tag,
+    blank,
+    enlarge_mask,
+    fitted,
+    place_tags,
+    text_width,
+    track_colour,
+)
+from pmvis_core.report.page import (
     PICTURE_SUFFIXES,
     ResultTable,
     SheetGroup,
@@ -25,19 +36,8 @@ from pmvis_core.report import (
     truth_strip,
     write_picture,
 )
-from pmvis_core.report_drawing import (
-    ACCENT,
-    GREY,
-    Tag,
-    blank,
-    enlarge_mask,
-    fitted,
-    place_tags,
-    text_width,
-    track_colour,
-)
 from pmvis_core.types import Supervision, Track, VideoInfo, VideoTracks
-from pmvis_core.video import open_videos
+from pmvis_core.video.frames import open_videos
 
 NAMES = {1: "disc", 2: "square"}
 HEIGHT, WIDTH, LENGTH = 48, 64, 5

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
 from pmvis_core.errors import DataError, PmvisError, ResourceError
-from pmvis_core.safe_pickle import PickledArray, _DType, read_untrusted
+from pmvis_core.weights.safe_pickle import PickledArray, _DType, read_untrusted
 
 ARRAYS = arrays_of.arrays(
     st.sampled_from(["<f4", ">f4", "<f8", "<f2", "<i8", ">i4", "|u1", "|b1"]),
@@ -285,7 +285,7 @@ AUDITED = """
 import sys
 from pathlib import Path
 from pmvis_core.errors import PmvisError
-from pmvis_core.safe_pickle import read_untrusted
+from pmvis_core.weights.safe_pickle import read_untrusted
 
 files = sorted(Path(sys.argv[1]).iterdir())
 read_untrusted(files[-1])["model"]["a"].array()  # imports what reading needs

@@ -10,11 +10,11 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from pmvis_core.config import ModelConfig
+from pmvis_core.data.samples import ImageBatch
 from pmvis_core.errors import ResourceError
+from pmvis_core.inference.segmenter import CPU_BATCH_PX, FrameSegmenter
 from pmvis_core.models.idol import IDOL, build_idol
 from pmvis_core.nn.backbones import build_backbone, fold_frozen_norms
-from pmvis_core.samples import ImageBatch
-from pmvis_core.segmenter import CPU_BATCH_PX, FrameSegmenter
 from pmvis_core.systems.presets import IMAGE_PRESETS
 
 CPU = torch.device("cpu")

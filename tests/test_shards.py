@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pmvis_core.errors import DataError, UsageError
-from pmvis_core.shards import Launch, is_finished, merge_shards
+from pmvis_core.inference.shards import Launch, is_finished, merge_shards
 from pmvis_core.tracks_io import TracksHeader, TracksWriter
 from pmvis_core.types import Category, Track, VideoInfo, VideoTracks
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from pmvis_core.data.samples import Frame, KeyReferencePair, Targets
+from pmvis_core.data.streams import Ledger, Mixture, Source, batches, prefetch
 from pmvis_core.errors import DataError, UsageError
-from pmvis_core.samples import Frame, KeyReferencePair, Targets
-from pmvis_core.streams import Ledger, Mixture, Source, batches, prefetch
 from pmvis_core.types import Category
 
 

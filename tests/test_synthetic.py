@@ -12,13 +12,14 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from pmvis_core import masks, synthetic
+from pmvis_core import masks
 from pmvis_core.errors import UsageError
 from pmvis_core.formats.voc import read_voc
 from pmvis_core.formats.ytvis import read_dataset
-from pmvis_core.synthetic import CATEGORIES, SynthConfig
-from pmvis_core.synthetic_scenes import draw_clip, draw_still
-from pmvis_core.synthetic_shapes import (
+from pmvis_core.synthetic import benchmark as synthetic
+from pmvis_core.synthetic.benchmark import CATEGORIES, SynthConfig
+from pmvis_core.synthetic.scenes import draw_clip, draw_still
+from pmvis_core.synthetic.shapes import (
     BOX_CATEGORIES,
     MASK_CATEGORIES,
     UNIT,

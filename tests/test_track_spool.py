@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pmvis_core.errors import ResourceError
-from pmvis_core.track_spool import TrackSpool
+from pmvis_core.inference.track_spool import TrackSpool
 
 CLASSES = 3
 ACTIONS = st.lists(st.tuples(st.sampled_from("aaadeg"), st.integers(0, 4)), max_size=60)

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from pmvis_core.checkpoint import MODEL_FILE, load_model
-from pmvis_core.datasets import batches
+from pmvis_core.data.datasets import batches
 from pmvis_core.errors import DataError, UsageError
-from pmvis_core.run_folder import STATE_FILE, TrainJob, check_run_folder, preset_of
 from pmvis_core.systems.pmvis import ImageStage, RunConfig, VideoStage
 from pmvis_core.systems.presets import IMAGE_PRESETS, VIDEO_PRESETS
 from pmvis_core.train import plan, train
+from pmvis_core.training.run_folder import STATE_FILE, TrainJob, check_run_folder, preset_of
 from tests.tiny_data import draw_tiny
 
 

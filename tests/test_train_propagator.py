@@ -14,14 +14,11 @@ import torch
 from torchvision.models import mobilenet_v2
 
 from pmvis_core.checkpoint import MODEL_FILE
-from pmvis_core.clear_start import clear_start
-from pmvis_core.deaot_propagation import DeaotPropagator
-from pmvis_core.deaot_weights import initialise_propagator, load_deaot
 from pmvis_core.errors import UsageError
 from pmvis_core.models.deaot import DeAOT, build_deaot
-from pmvis_core.pseudo_clips import ClipConfig, PseudoClip, StillClips
-from pmvis_core.run_folder import STATE_FILE
-from pmvis_core.train_propagator import (
+from pmvis_core.propagation.deaot import DeaotPropagator
+from pmvis_core.propagator_training.pseudo_clips import ClipConfig, PseudoClip, StillClips
+from pmvis_core.propagator_training.train import (
     ClipStage,
     PropagatorConfig,
     PropagatorJob,
@@ -34,7 +31,10 @@ from pmvis_core.train_propagator import (
     train_propagator,
     unshuffled,
 )
+from pmvis_core.training.clear_start import clear_start
+from pmvis_core.training.run_folder import STATE_FILE
 from pmvis_core.types import VideoInfo
+from pmvis_core.weights.deaot import initialise_propagator, load_deaot
 from tests.flat_stills import draw_stills
 from tests.tiny_data import draw_tiny
 

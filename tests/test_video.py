@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pmvis_core.errors import DataError, ResourceError, UsageError
 from pmvis_core.types import VideoInfo
-from pmvis_core.video import (
+from pmvis_core.video.frames import (
     ImageFrames,
     VideoFile,
     find_frames,

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pmvis_core.synthetic import SynthConfig, draw
+from pmvis_core.synthetic.benchmark import SynthConfig, draw
 
 FEW = SynthConfig(
     mask_stills=12, box_stills=9, val_stills=2, train_videos=3, valid_videos=2, frames=4

@@ -22,7 +22,7 @@ from pmvis_core.errors import DataError
 from pmvis_core.evaluation.curves import CategoryResult, Evaluation
 from pmvis_core.evaluation.protocol import MAX_DETECTIONS, Floats, iou_thresholds, recall_points
 from pmvis_core.files import atomic_write
-from pmvis_core.report_drawing import (
+from pmvis_core.report.drawing import (
     FADED,
     GREY,
     INK,

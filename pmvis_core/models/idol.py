@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pmvis_core.config import ModelConfig
+from pmvis_core.data.samples import ImageBatch
 from pmvis_core.nn.backbones import build_backbone
 from pmvis_core.nn.base import Backbone
 from pmvis_core.nn.dynamic_mask import PARAMETERS, MaskBranch, dynamic_masks
@@ -27,7 +28,6 @@ from pmvis_core.nn.transformer import (
     SinePosition,
     TransformerShape,
 )
-from pmvis_core.samples import ImageBatch
 
 REID_LAYERS = 3
 

@@ -1,7 +1,7 @@
 """Image backbones: ResNet, MobileNetV2, Swin and a tiny one, all giving strides 8, 16 and 32.
 
 Parameter names of ResNet and Swin are those of the published IDOL checkpoints below their backbone
-prefix, so that loading them is a rename of the prefix (``pmvis_core/official_weights.py``). Batch
+prefix, so that loading them is a rename of the prefix (``pmvis_core/weights/official.py``). Batch
 norm is frozen everywhere, as in IDOL; the tiny backbone, trained from scratch on small batches,
 uses group norm.
 """

@@ -70,7 +70,7 @@ def read_expected(path: Path) -> Dataset:
         DataError: it is missing, or neither.
     """
     if path.is_dir():
-        from pmvis_core.video import open_videos
+        from pmvis_core.video.frames import open_videos
 
         found = tuple(source.info for source in open_videos(path))
         return Dataset(shown(path), (), found, (), annotated=False)

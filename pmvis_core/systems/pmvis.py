@@ -10,12 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pmvis_core.augment import AugmentConfig
 from pmvis_core.config import ModelConfig, TrackerConfig, TrainConfig
-from pmvis_core.datasets import CocoImages, Mixture, PseudoVideos, image_mixture
+from pmvis_core.data.augment import AugmentConfig
+from pmvis_core.data.datasets import CocoImages, Mixture, PseudoVideos, image_mixture
+from pmvis_core.data.samples import KeyReferencePair
 from pmvis_core.losses import LossWeights, SetCriterion
 from pmvis_core.matching import OptimalTransportMatcher
-from pmvis_core.samples import KeyReferencePair
 from pmvis_core.types import Category
 from pmvis_core.weak_losses import BoxInst
 

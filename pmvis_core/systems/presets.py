@@ -10,8 +10,8 @@ import difflib
 import math
 from dataclasses import replace
 
-from pmvis_core.augment import IDOL_STILLS, IDOL_VIDEOS, SMALL_FRAMES, AugmentConfig
 from pmvis_core.config import ModelConfig, TrackerConfig, TrainConfig
+from pmvis_core.data.augment import IDOL_STILLS, IDOL_VIDEOS, SMALL_FRAMES, AugmentConfig
 from pmvis_core.errors import UsageError
 from pmvis_core.losses import LossWeights
 from pmvis_core.systems.pmvis import RunConfig

@@ -24,14 +24,14 @@ import torch
 from pmvis_core.checkpoint import Checkpoint
 from pmvis_core.config import TrackerConfig
 from pmvis_core.errors import DataError
-from pmvis_core.frame_sources import FrameSource
-from pmvis_core.image_files import Frame
 from pmvis_core.infer import InferOptions, VideoInference
+from pmvis_core.inference.segmenter import FrameSegmenter
 from pmvis_core.models.idol import build_idol
-from pmvis_core.segmenter import FrameSegmenter
 from pmvis_core.systems.presets import IMAGE_PRESETS
 from pmvis_core.tracks_io import TracksHeader, TracksWriter
 from pmvis_core.types import Category, VideoInfo
+from pmvis_core.video.image_files import Frame
+from pmvis_core.video.sources import FrameSource
 
 HEIGHT, WIDTH = 96, 128
 SCENE_FRAMES = 50

@@ -26,14 +26,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pmvis_core import masks, synthetic
-from pmvis_core.deaot_propagation import DeaotPropagator, DeaotSettings
-from pmvis_core.deaot_weights import load_deaot
+from pmvis_core import masks
 from pmvis_core.formats.ytvis import read_dataset
-from pmvis_core.propagation import FlowPropagator, FlowSettings, Propagator
+from pmvis_core.propagation.deaot import DeaotPropagator, DeaotSettings
+from pmvis_core.propagation.flow import FlowPropagator, FlowSettings, Propagator
 from pmvis_core.refine import RefineCounts, RefineOptions, refine
+from pmvis_core.synthetic import benchmark as synthetic
 from pmvis_core.types import RLE, Track, VideoTracks
-from pmvis_core.video import find_frames
+from pmvis_core.video.frames import find_frames
+from pmvis_core.weights.deaot import load_deaot
 
 Mask = NDArray[np.uint8]
 

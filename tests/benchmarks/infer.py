@@ -27,13 +27,13 @@ from pmvis_core.association import OnlineTracker
 from pmvis_core.checkpoint import Checkpoint, load_model
 from pmvis_core.config import TrackerConfig
 from pmvis_core.devices import find_device
-from pmvis_core.image_files import Frame
 from pmvis_core.infer import VideoInference
+from pmvis_core.inference.segmenter import PRECISIONS, FrameSegmenter
 from pmvis_core.models.idol import IDOL, IdolPredictions, build_idol
-from pmvis_core.segmenter import PRECISIONS, FrameSegmenter
 from pmvis_core.systems.presets import IMAGE_PRESETS
 from pmvis_core.types import Category
-from pmvis_core.video import open_videos, write_video
+from pmvis_core.video.frames import open_videos, write_video
+from pmvis_core.video.image_files import Frame
 
 WARM_UP = 3
 STAGES = (

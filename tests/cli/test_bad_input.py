@@ -22,7 +22,7 @@ import torch
 from safetensors.numpy import save_file
 
 from pmvis_cli.app import main
-from pmvis_core.video import write_video
+from pmvis_core.video.frames import write_video
 
 Run = Callable[..., Any]
 MINE = b"what was here before\n"

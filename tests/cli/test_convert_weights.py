@@ -13,8 +13,8 @@ from torchvision.models import mobilenet_v2
 
 from pmvis_core.checkpoint import load_model, save_official
 from pmvis_core.models.idol import build_idol
-from pmvis_core.official_weights import find_vocabulary
-from pmvis_core.weight_files import read_file
+from pmvis_core.weights.files import read_file
+from pmvis_core.weights.official import find_vocabulary
 from tests.official_files import SMALL, small_file
 
 Run = Callable[..., Any]

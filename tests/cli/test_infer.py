@@ -19,7 +19,7 @@ from pmvis_cli.app import load_command
 from pmvis_core.files import digest_file
 from pmvis_core.tracks_io import read_tracks
 from pmvis_core.types import VideoTracks
-from pmvis_core.video import find_frames, open_videos, write_video
+from pmvis_core.video.frames import find_frames, open_videos, write_video
 from tests.cli.conftest import PROJECT
 
 Run = Callable[..., Any]

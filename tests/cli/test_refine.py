@@ -17,11 +17,11 @@ import pytest
 import torch
 
 from pmvis_core import masks
-from pmvis_core.deaot_weights import save_deaot
 from pmvis_core.files import digest_file
 from pmvis_core.models.deaot import build_deaot
 from pmvis_core.tracks_io import TracksHeader, TracksWriter, read_tracks
 from pmvis_core.types import Category, Track, VideoInfo, VideoTracks
+from pmvis_core.weights.deaot import save_deaot
 from tests.cli.conftest import EASY
 
 H, W, T = 40, 56, 5

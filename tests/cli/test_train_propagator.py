@@ -12,7 +12,7 @@ import pytest
 
 from pmvis_cli.app import load_command
 from pmvis_core.config import read_toml
-from pmvis_core.deaot_weights import read_deaot
+from pmvis_core.weights.deaot import read_deaot
 
 Run = Callable[..., Any]
 SMALL = "--crop 49 --set clip.frames=3 --set clip.least_area=600 --set train.clips_per_batch=1"

@@ -8,10 +8,10 @@ import cv2
 import pytest
 
 from pmvis_cli.view import choose
-from pmvis_core import synthetic
 from pmvis_core.errors import UsageError
 from pmvis_core.formats.ytvis import open_tracks
-from pmvis_core.synthetic import SynthConfig
+from pmvis_core.synthetic import benchmark as synthetic
+from pmvis_core.synthetic.benchmark import SynthConfig
 from pmvis_core.tracks_io import TracksWriter
 from pmvis_core.types import VideoInfo, VideoTracks
 

@@ -25,14 +25,14 @@ import torch
 from numpy.typing import NDArray
 
 from pmvis_core import masks
-from pmvis_core.augment import AugmentConfig, View, draw_clip, draw_still
+from pmvis_core.data.augment import AugmentConfig, View, draw_clip, draw_still
+from pmvis_core.data.samples import Frame, KeyReferencePair, Targets
+from pmvis_core.data.stills import Still, read_picture, read_stills, sorted_categories
+from pmvis_core.data.streams import Ledger, Mixture, Source, batches, prefetch
 from pmvis_core.errors import DataError
 from pmvis_core.formats.ytvis import open_tracks
-from pmvis_core.samples import Frame, KeyReferencePair, Targets
-from pmvis_core.stills import Still, read_picture, read_stills, sorted_categories
-from pmvis_core.streams import Ledger, Mixture, Source, batches, prefetch
 from pmvis_core.types import RLE, Supervision, Track, VideoInfo, VideoTracks
-from pmvis_core.video import FrameSource, find_frames
+from pmvis_core.video.frames import FrameSource, find_frames
 
 __all__ = [
     "CocoImages",

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pmvis_core.errors import ResourceError
-from pmvis_core.safe_pickle import PickledArray, read_untrusted
+from pmvis_core.weights.safe_pickle import PickledArray, read_untrusted
 
 METADATA_KEY = "pmvis"
 """Under which a model of ours keeps its config and vocabulary in a safetensors file."""

@@ -29,7 +29,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pmvis_core.bilateral import (
+from pmvis_core.propagation.bilateral import (
     Box,
     Bytes,
     Float,
@@ -42,7 +42,7 @@ from pmvis_core.bilateral import (
     scaled,
     surrounding_box,
 )
-from pmvis_core.frame_cache import BoundedCache, Frames
+from pmvis_core.propagation.frame_cache import BoundedCache, Frames
 from pmvis_core.types import VideoInfo
 
 

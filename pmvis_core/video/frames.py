@@ -24,7 +24,9 @@ from numpy.typing import NDArray
 from pmvis_core.errors import DataError, UsageError
 from pmvis_core.files import STDIO, cannot_write
 from pmvis_core.formats import ytvis
-from pmvis_core.frame_sources import (
+from pmvis_core.types import VideoInfo
+from pmvis_core.video.image_files import Frame, is_whole, read_image
+from pmvis_core.video.sources import (
     Camera,
     FrameSource,
     ImageFrames,
@@ -32,8 +34,6 @@ from pmvis_core.frame_sources import (
     VideoFile,
     split_slice,
 )
-from pmvis_core.image_files import Frame, is_whole, read_image
-from pmvis_core.types import VideoInfo
 
 __all__ = [
     "IMAGE_SUFFIXES",

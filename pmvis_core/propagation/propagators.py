@@ -16,7 +16,7 @@ from typing import Any
 
 from pmvis_core.errors import UsageError
 from pmvis_core.files import digest_file
-from pmvis_core.propagation import FlowPropagator, FlowSettings, Propagator
+from pmvis_core.propagation.flow import FlowPropagator, FlowSettings, Propagator
 
 METHODS = ("flow", "deaot", "sam2")
 _USES = {
@@ -110,9 +110,9 @@ def _refuse_idle(choice: Choice) -> None:
 def _make_deaot(choice: Choice, weights: Path) -> Chosen:
     """Load a network of AOT or DeAOT."""
     from pmvis_core.checkpoint import MODEL_FILE
-    from pmvis_core.deaot_propagation import DeaotPropagator, DeaotSettings
-    from pmvis_core.deaot_weights import read_deaot
     from pmvis_core.devices import find_device
+    from pmvis_core.propagation.deaot import DeaotPropagator, DeaotSettings
+    from pmvis_core.weights.deaot import read_deaot
 
     device = find_device(choice.device or "auto")
     loaded = read_deaot(weights, choice.variant or "")
@@ -141,7 +141,7 @@ def _make_sam2(choice: Choice, weights: Path) -> Chosen:
     """Load a model of SAM 2."""
     from pmvis_core.checkpoint import MODEL_FILE
     from pmvis_core.devices import find_device
-    from pmvis_core.sam2_propagation import Sam2Propagator, load_sam2
+    from pmvis_core.propagation.sam2 import Sam2Propagator, load_sam2
 
     device = find_device(choice.device or "auto")
     precision = choice.precision or "fp32"

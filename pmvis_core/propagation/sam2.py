@@ -21,10 +21,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pmvis_core.deaot_propagation import MEAN, PRECISIONS, STD
 from pmvis_core.errors import ResourceError, UsageError
-from pmvis_core.frame_cache import BoundedCache, Frames, ReadAhead
-from pmvis_core.propagation import Prediction, SoftMask, Sweep
+from pmvis_core.propagation.deaot import MEAN, PRECISIONS, STD
+from pmvis_core.propagation.flow import Prediction, SoftMask, Sweep
+from pmvis_core.propagation.frame_cache import BoundedCache, Frames, ReadAhead
 from pmvis_core.types import VideoInfo
 
 Bytes = NDArray[np.uint8]

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from pmvis_core.errors import ResourceError
 from pmvis_core.files import atomic_write
-from pmvis_core.flat_parameters import FlatParameters
-from pmvis_core.processes import rank_and_world
+from pmvis_core.training.flat_parameters import FlatParameters
+from pmvis_core.training.processes import rank_and_world
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pmvis_core.errors import UsageError
-from pmvis_core.synthetic_shapes import (
+from pmvis_core.synthetic.shapes import (
     Frame,
     Look,
     Mask,

@@ -28,10 +28,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pmvis_core import masks
+from pmvis_core.data.stills import Instance, Still, read_picture, read_stills
+from pmvis_core.data.streams import Ledger
 from pmvis_core.errors import DataError, UsageError
-from pmvis_core.layer_motion import Motion, Points, Reach, colour_map, draw_motion
-from pmvis_core.stills import Instance, Still, read_picture, read_stills
-from pmvis_core.streams import Ledger
+from pmvis_core.propagator_training.layer_motion import (
+    Motion,
+    Points,
+    Reach,
+    colour_map,
+    draw_motion,
+)
 from pmvis_core.types import RLE, Supervision
 
 logger = logging.getLogger(__name__)

@@ -33,8 +33,8 @@ from pmvis_core import masks
 from pmvis_core.errors import UsageError
 from pmvis_core.files import cannot_write, part_path, write_json
 from pmvis_core.progress import Progress, silent
-from pmvis_core.synthetic_scenes import Clip, Still, SynthConfig, draw_clip, draw_still
-from pmvis_core.synthetic_shapes import BOX_CATEGORIES, MASK_CATEGORIES, Frame, Mask
+from pmvis_core.synthetic.scenes import Clip, Still, SynthConfig, draw_clip, draw_still
+from pmvis_core.synthetic.shapes import BOX_CATEGORIES, MASK_CATEGORIES, Frame, Mask
 from pmvis_core.types import RLE
 
 __all__ = ["CATEGORIES", "SOURCE_IDS", "STAMP", "WNIDS", "SynthConfig", "draw", "target"]

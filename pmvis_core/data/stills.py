@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pmvis_core.errors import DataError
 from pmvis_core.formats.coco import CocoAnnotation, read_coco, segmentation_to_rle
 from pmvis_core.types import RLE, Box, Category, Supervision
-from pmvis_core.video import read_image
+from pmvis_core.video.frames import read_image
 
 logger = logging.getLogger(__name__)
 

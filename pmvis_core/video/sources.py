@@ -22,9 +22,9 @@ from typing import Any
 import cv2
 
 from pmvis_core.errors import DataError, ResourceError, UsageError
-from pmvis_core.image_files import Frame, read_image, to_rgb
 from pmvis_core.types import VideoInfo
-from pmvis_core.video_decoder import VideoDecoder
+from pmvis_core.video.decoder import VideoDecoder
+from pmvis_core.video.image_files import Frame, read_image, to_rgb
 
 ENDLESS = sys.maxsize
 """The number of frames of a source that goes on until it is stopped."""

@@ -21,12 +21,13 @@ import torch
 from torch import Tensor
 
 from pmvis_core.checkpoint import MODEL_FILE
-from pmvis_core.datasets import annotation_ledger
+from pmvis_core.data.datasets import annotation_ledger
+from pmvis_core.data.streams import Mixture, Sample, Source, batches, prefetch
 from pmvis_core.errors import DataError, UsageError
-from pmvis_core.learner import Learner
-from pmvis_core.processes import Work, launch, rank_and_world
 from pmvis_core.progress import Progress
-from pmvis_core.run_folder import (
+from pmvis_core.training.learner import Learner
+from pmvis_core.training.processes import Work, launch, rank_and_world
+from pmvis_core.training.run_folder import (
     METRICS_FILE,
     STATE_FILE,
     Job,
@@ -34,7 +35,6 @@ from pmvis_core.run_folder import (
     check_run_folder,
     describe,
 )
-from pmvis_core.streams import Mixture, Sample, Source, batches, prefetch
 
 logger = logging.getLogger(__name__)
 

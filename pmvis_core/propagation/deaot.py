@@ -26,11 +26,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pmvis_core.errors import UsageError
-from pmvis_core.frame_cache import BoundedCache, Frames, ReadAhead
 from pmvis_core.models.deaot import IDENTITIES, STRIDE_PX, DeAOT, Features, Memory
 from pmvis_core.nn.backbones import fold_frozen_norms
 from pmvis_core.nn.local_attention import Entry
-from pmvis_core.propagation import Prediction, Sweep
+from pmvis_core.propagation.flow import Prediction, Sweep
+from pmvis_core.propagation.frame_cache import BoundedCache, Frames, ReadAhead
 from pmvis_core.types import VideoInfo
 
 Bytes = NDArray[np.uint8]

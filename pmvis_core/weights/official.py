@@ -22,12 +22,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pmvis_core.backbone_weights import backbone_kind
 from pmvis_core.categories import BUILTIN_TARGETS, load_target
 from pmvis_core.config import ModelConfig, TrackerConfig
 from pmvis_core.errors import DataError, ResourceError
 from pmvis_core.nn.dynamic_mask import CHANNELS, WEIGHT_SHAPES
 from pmvis_core.types import Category
+from pmvis_core.weights.backbones import backbone_kind
 
 logger = logging.getLogger(__name__)
 

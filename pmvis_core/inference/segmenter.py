@@ -18,10 +18,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from pmvis_core.data.samples import ImageBatch
 from pmvis_core.errors import ResourceError
 from pmvis_core.models.idol import IDOL, Encoded, IdolPredictions
 from pmvis_core.nn.backbones import fold_frozen_norms
-from pmvis_core.samples import ImageBatch
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CPU_BATCH_PX = 1 << 17

@@ -19,7 +19,7 @@ import numpy as np
 from pmvis_core import masks
 from pmvis_core.errors import UsageError
 from pmvis_core.files import atomic_write
-from pmvis_core.report_drawing import (
+from pmvis_core.report.drawing import (
     ACCENT,
     FADED,
     GREY,
@@ -42,7 +42,7 @@ from pmvis_core.report_drawing import (
     write,
 )
 from pmvis_core.types import Supervision, Track, VideoTracks
-from pmvis_core.video import FrameSource
+from pmvis_core.video.frames import FrameSource
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 SHEET_CELL = (184, 150)

@@ -15,7 +15,7 @@ from pathlib import Path
 import cv2
 
 from pmvis_core.errors import DataError
-from pmvis_core.image_files import Frame, to_rgb
+from pmvis_core.video.image_files import Frame, to_rgb
 
 _MATROSKA = (".mkv", ".webm")
 _EBML, _SEGMENT = b"\x1aE\xdf\xa3", b"\x18S\x80g"

@@ -22,10 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pmvis_core.clear_start import clear_start
-from pmvis_core.deaot_weights import Tell, initialise_propagator, save_deaot
+from pmvis_core.data.samples import PIXEL_MEAN, PIXEL_STD
 from pmvis_core.errors import UsageError
-from pmvis_core.learner import Learner, ParameterGroup
 from pmvis_core.models.deaot import (
     IDENTITIES,
     STRIDE_PX,
@@ -36,12 +34,14 @@ from pmvis_core.models.deaot import (
     build_deaot,
 )
 from pmvis_core.nn.local_attention import Entry
-from pmvis_core.processes import rank_and_world
 from pmvis_core.progress import Progress, silent
-from pmvis_core.propagator_losses import frame_loss, kept_share, reference_weight
-from pmvis_core.pseudo_clips import ClipConfig, PseudoClip, StillClips
-from pmvis_core.run_loop import Steps, as_numbers, share_of_batch, start_run, take_steps
-from pmvis_core.samples import PIXEL_MEAN, PIXEL_STD
+from pmvis_core.propagator_training.losses import frame_loss, kept_share, reference_weight
+from pmvis_core.propagator_training.pseudo_clips import ClipConfig, PseudoClip, StillClips
+from pmvis_core.training.clear_start import clear_start
+from pmvis_core.training.learner import Learner, ParameterGroup
+from pmvis_core.training.processes import rank_and_world
+from pmvis_core.training.run_loop import Steps, as_numbers, share_of_batch, start_run, take_steps
+from pmvis_core.weights.deaot import Tell, initialise_propagator, save_deaot
 
 _WITHOUT_DECAY = ("relative_emb_v", "relative_position_bias_table", "conv_out.")
 """Parts of names of parameters that are spared weight decay, besides biases and norms."""

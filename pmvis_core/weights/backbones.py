@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from pmvis_core.samples import PIXEL_STD
+from pmvis_core.data.samples import PIXEL_STD
 
 logger = logging.getLogger(__name__)
 

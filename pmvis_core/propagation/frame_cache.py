@@ -24,7 +24,7 @@ V = TypeVar("V")
 
 
 class Frames(Protocol):
-    """The frames of one video (`pmvis_core.video.FrameSource` is one)."""
+    """The frames of one video (`pmvis_core.video.frames.FrameSource` is one)."""
 
     def frames(self) -> Iterator[Bytes]:
         """Yield all frames in order: (H, W, 3) uint8 RGB."""

@@ -20,12 +20,12 @@ import torch
 from safetensors.torch import save as save_bytes
 from torch import Tensor
 
-from pmvis_core.backbone_weights import backbone_weights
 from pmvis_core.checkpoint import MODEL_FILE, KeyReport
 from pmvis_core.errors import ResourceError, UsageError
 from pmvis_core.files import atomic_write, canonical_json
 from pmvis_core.models.deaot import VARIANTS, DeAOT, build_deaot
-from pmvis_core.weight_files import METADATA_KEY, read_file
+from pmvis_core.weights.backbones import backbone_weights
+from pmvis_core.weights.files import METADATA_KEY, read_file
 
 Tell = Callable[[KeyReport], None]
 """Takes what became of the tensors of initial weights."""

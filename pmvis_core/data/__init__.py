@@ -1,0 +1,1 @@
+"""Training data: stills and videos as key/reference pairs, augmented and mixed."""

@@ -1,0 +1,1 @@
+"""What `infer` is made of besides the tracker: batches, shards, what is kept on disk."""

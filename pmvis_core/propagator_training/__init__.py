@@ -1,0 +1,1 @@
+"""Training DeAOT on pseudo-clips drawn from stills."""

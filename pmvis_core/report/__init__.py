@@ -1,0 +1,1 @@
+"""Drawings of tracks and of runs, and the page that holds them."""

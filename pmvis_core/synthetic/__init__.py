@@ -1,0 +1,1 @@
+"""The embedded micro-benchmark: drawn stills and videos in the real formats."""

@@ -1,0 +1,1 @@
+"""What every training run shares: the optimiser, the run folder, the loop, several processes."""

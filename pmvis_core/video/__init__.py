@@ -1,0 +1,1 @@
+"""Frames of videos: where they lie, how they are decoded."""

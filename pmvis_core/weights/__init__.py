@@ -1,0 +1,1 @@
+"""Weights from elsewhere: reading them safely, and their names in our networks."""
