@@ -2,8 +2,8 @@
 
 A model file is safetensors with the resolved config and the vocabulary in its metadata, so a run
 folder or the single file is all that `infer` needs. Files of others say less: their names and
-shapes tell what they hold (``official_weights.py``, ``backbone_weights.py``), and a `KeyReport`
-tells what became of every tensor. No code from a file is ever executed (``weight_files.py``).
+shapes tell what they hold (``weights/``), and a `KeyReport`
+tells what became of every tensor. No code from a file is ever executed (``weights/files.py``).
 
     checkpoint = load_model(Path("idol_ovis_r50.pth"))
     checkpoint.report.tell(print, print)
@@ -361,7 +361,7 @@ def _same_vocabulary(stored: StoredModel, categories: tuple[Category, ...]) -> b
 def initialise_backbone(model: IDOL, file: Path) -> KeyReport:
     """Load a backbone, of a classifier or inside a detector, into the model's.
 
-    Accepts what `backbone_weights` knows. Norms that Swin's classifiers do not have keep their
+    Accepts what `weights.backbones` knows. Norms that Swin's classifiers do not have keep their
     initial values.
 
     Raises:

@@ -1,6 +1,6 @@
 """`refine --method deaot`: masks carried by DeAOT, any number of objects, features computed once.
 
-A `Propagator` (see `propagation`). Objects that start in the same frame travel together as a group
+A `Propagator` (see `flow`). Objects that start in the same frame travel together as a group
 and compete for pixels, as in the paper; objects that overlap too much do not start in one group,
 for a label map would cut the weaker one. A group of more than ten takes several passes of the
 network, which are one batch; their probabilities are merged softly (the authors' evaluation code).

@@ -1,7 +1,7 @@
 """`refine --method sam2`: masks carried by SAM 2 (Ravi et al., 2024), through `transformers`.
 
 For people who hold those weights; the extra ``pmvis[sam2]`` installs the package. A `Propagator`
-(see `propagation`): each object has a session of its own, begun with its key mask, so objects do
+(see `flow`): each object has a session of its own, begun with its key mask, so objects do
 not compete; a frame is encoded once for all of them. Sessions of the library keep every frame and
 full-size mask for ever; here they keep what the model can still look back at.
 

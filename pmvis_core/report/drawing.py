@@ -1,4 +1,4 @@
-"""Brushes of `report`: colours that tell tracks apart, text, masks with contours, and labels.
+"""Brushes of `page`: colours that tell tracks apart, text, masks with contours, and labels.
 
 A canvas is an RGB uint8 array (H, W, 3) that is drawn on in place; sizes are in its pixels.
 """

@@ -3,7 +3,7 @@
 Our file says which variant it is; the authors' do not, but names and shapes do, except for DeAOT-B
 and -L (AOT-B and -L), which are one network with different memory: there the file's name decides.
 Every tensor must fit; indices that a network computes by itself may be absent, and must be right
-where they are there. No code from a file is ever executed (`weight_files`).
+where they are there. No code from a file is ever executed (`files`).
 
     network = load_deaot(Path("R50_DeAOTL_PRE_YTB_DAV.pth"))
 """
@@ -91,7 +91,7 @@ def initialise_propagator(network: DeAOT, path: Path) -> KeyReport:
 
     Args:
         network: what is to be trained.
-        path: what `load_deaot` reads, or what `backbone_weights` knows.
+        path: what `load_deaot` reads, or what `backbones` knows.
 
     Raises:
         ResourceError: the file is missing, or does not fit.
