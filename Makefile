@@ -9,9 +9,9 @@ BIN := $(VENV)/bin
 PMVIS := $(BIN)/pmvis
 NATIVE := CMakeLists.txt $(wildcard csrc/*)
 
-.PHONY: help demo test lint bench fuzz clean
+.PHONY: help demo test lint bench builds fuzz sanitize clean
 help:  ## List the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 demo: $(VENV)/ready  ## Set up, then run the whole paper on drawn pictures (minutes on a CPU)
 	$(PMVIS) demo -o build/demo
@@ -25,11 +25,18 @@ lint: $(VENV)/ready-dev  ## Style and types
 bench: $(VENV)/ready  ## Speed and memory, as ratios against peers in one run
 	$(BIN)/python tests/benchmarks/bench_masks.py
 	$(BIN)/python tests/benchmarks/bench_deformable_attention.py
+	$(BIN)/python tests/benchmarks/bench_local_attention.py
 	$(BIN)/python tests/benchmarks/bench_pairwise.py
 	$(BIN)/python tests/benchmarks/bench_refine.py tiny
 
+builds: $(VENV)/ready  ## Install in the ways in which people do, each into a fresh environment (minutes)
+	PYTHON=$(BIN)/python bash tests/builds.sh
+
 fuzz:  ## Over a million broken inputs against the C++ readers, under sanitizers (minutes)
 	bash tests/fuzz/run.sh
+
+sanitize: $(VENV)/ready  ## The operators' tests on kernels built under sanitizers (minutes)
+	PYTHON=$(BIN)/python bash tests/fuzz/sanitize.sh
 
 clean:  ## Remove what was built
 	rm -rf build $(VENV)

@@ -10,73 +10,15 @@
 // is. Slopes of places and weights need no such sums, and are always the same to the bit.
 #pragma once
 
-#include "device.cuh"
+#include "deformable_attention_points.cuh"
 
 namespace pmvis {
 
 constexpr int kThreads = 128;
-constexpr int kMaxLevels = 8;
 constexpr int kForwardPoints = 16;  // planned together
 constexpr int kBackwardPoints = 8;
 constexpr int kQueries = 4;
-constexpr int kMaxSide = 65000;  // rows and columns of a level fit into 16 bits, with those around
-
-struct Level {
-  int rows, columns, start;
-};
-
-// Rows in the upper half and columns in the lower half of each; as plain arguments, because cupy
-// hands nothing else over.
-#define PMVIS_LEVELS Int64 l0, Int64 l1, Int64 l2, Int64 l3, Int64 l4, Int64 l5, Int64 l6, Int64 l7
-#define PMVIS_READ_LEVELS(table)                                 \
-  {                                                              \
-    const Int64 sizes[kMaxLevels] = {l0, l1, l2, l3, l4, l5, l6, l7}; \
-    if (threadIdx.x == 0) {                                      \
-      int start = 0;                                             \
-      for (int l = 0; l < kMaxLevels; ++l) {                     \
-        const int rows = static_cast<int>(sizes[l] >> 32);       \
-        const int columns = static_cast<int>(sizes[l] & 0xffffffff); \
-        table[l] = {rows, columns, start};                       \
-        start += rows * columns;                                 \
-      }                                                          \
-    }                                                            \
-    __syncthreads();                                             \
-  }
-
-// A point: the cell between four pixel centres, its upper left one first (-1 where that lies outside),
-// the place inside it, and the weight. Whatever is no place has a cell without pixels.
-template <typename A>
-struct alignas(4 * sizeof(A)) Point {
-  Word cell;  // row + 1 in the upper half, column + 1 in the lower
-  A x, y, weight;
-};
-
-template <typename A>
-PMVIS_DEVICE Point<A> place(const Level& level, const A* location, A weight) {
-  const A x = location[0] * static_cast<A>(level.columns) - A(0.5);
-  const A y = location[1] * static_cast<A>(level.rows) - A(0.5);
-  const bool near = x >= A(-1) && x < static_cast<A>(level.columns) && y >= A(-1) &&
-                    y < static_cast<A>(level.rows);
-  if (!near) {
-    const Word row = static_cast<Word>(level.rows), column = static_cast<Word>(level.columns);
-    return {(row + 1) << 16 | (column + 1), A(0), A(0), A(0)};
-  }
-  const A left = floor(x), top = floor(y);
-  const Word row = static_cast<Word>(static_cast<int>(top) + 1);
-  const Word column = static_cast<Word>(static_cast<int>(left) + 1);
-  return {row << 16 | column, x - left, y - top, weight};
-}
-
-// Tokens of the corners, -1 where there is none: upper left, upper right, lower left, lower right.
-PMVIS_DEVICE void corner_tokens(const Level& level, Word cell, int (&tokens)[4]) {
-  const int row = static_cast<int>(cell >> 16) - 1, column = static_cast<int>(cell & 0xffff) - 1;
-#pragma unroll
-  for (int c = 0; c < 4; ++c) {
-    const int y = row + (c >> 1), x = column + (c & 1);
-    const bool inside = y >= 0 && y < level.rows && x >= 0 && x < level.columns;
-    tokens[c] = inside ? level.start + y * level.columns + x : -1;
-  }
-}
+constexpr int kSlots = kQueries * kBackwardPoints;
 
 // A point ready to be gathered; a corner outside has the weight 0 and some token.
 template <typename A>
@@ -86,10 +28,10 @@ struct alignas(16) Corners {
 };
 
 template <typename A>
-PMVIS_DEVICE Corners<A> corners(const Level& level, const A* location, A weight) {
-  const Point<A> point = place(level, location, weight);
+PMVIS_DEVICE Corners<A> corners(const Level& level, const Point<A>& point,
+                                const unsigned char* padding) {
   Corners<A> plan;
-  corner_tokens(level, point.cell, plan.token);
+  corner_tokens(level, point.cell, padding, plan.token);
   const A along[2] = {A(1) - point.x, point.x}, down[2] = {A(1) - point.y, point.y};
 #pragma unroll
   for (int c = 0; c < 4; ++c) {
@@ -99,13 +41,14 @@ PMVIS_DEVICE Corners<A> corners(const Level& level, const A* location, A weight)
   return plan;
 }
 
-// value (B, S, M, D), locations (B, Q, M, L, P, 2), weights (B, Q, M, L, P) -> output (B, Q, M, D).
+// value (B, S, M, D) and the operands of a `Source`, fused or not -> output (B, Q, M, D).
 // Grid: blocks of kThreads / G queries; B x M x (slices of G x N channels).
-template <typename T, int N, int G>
+template <typename T, int N, int G, bool F>
 __global__ void __launch_bounds__(kThreads)
-    deformable_forward(const T* value, const Sum<T>* locations, const Sum<T>* weights, T* output,
-                       PMVIS_LEVELS, int levels, int tokens, int heads, int channels, int queries,
-                       int points) {
+    deformable_forward(const T* value, const Sum<T>* references, const Sum<T>* places,
+                       const Sum<T>* scores, const unsigned char* padding, T* output, PMVIS_LEVELS,
+                       int levels, int tokens, int heads, int channels, int queries, int points,
+                       int size) {
   using A = Sum<T>;
   constexpr int kGroups = kThreads / G;
   __shared__ Level table[kMaxLevels];
@@ -120,13 +63,19 @@ __global__ void __launch_bounds__(kThreads)
   const Int64 row = (static_cast<Int64>(batch) * queries + query) * heads + m;
   const Int64 stride = static_cast<Int64>(heads) * channels;
   const T* from = value + batch * (tokens * stride) + m * channels + channel;
+  const unsigned char* hidden = F && padding != nullptr ? padding + batch * Int64{tokens} : nullptr;
+  const Source<A> source{references, places, scores, hidden, levels, points, heads, size};
   const int number = levels * points;
+  Softmax<A> softmax{};
+  if constexpr (F) softmax = softmax_of<G>(source.logits(row), number, lane, query < queries);
   A sum[N] = {};
   for (int first = 0; first < number; first += kForwardPoints) {
     const int count = least(number - first, kForwardPoints);
     for (int i = lane; query < queries && i < count; i += G) {
-      const Int64 at = row * number + first + i;
-      plans[group][i] = corners(table[(first + i) / points], locations + 2 * at, weights[at]);
+      const Level level = table[(first + i) / points];
+      const A score = scores[row * number + first + i];
+      const Point<A> point = find<F>(source, level, row, first + i, F ? softmax(score) : score);
+      plans[group][i] = corners(level, point, hidden);
     }
     __syncwarp();
     if (works) {
@@ -154,6 +103,7 @@ struct Cell {
   using A = Sum<T>;
   const T* value;
   S* gradient;
+  const unsigned char* padding;
   Int64 stride;
   double scale;
   Word here;
@@ -191,7 +141,7 @@ struct Cell {
       leave(3);
     }
     here = to;
-    corner_tokens(level, to, tokens);
+    corner_tokens(level, to, padding, tokens);
     if (!right) {
       enter(0);
       enter(2);
@@ -253,40 +203,138 @@ PMVIS_DEVICE double fixed_scale(double bound) {
   return isfinite(bound) ? ldexp(1.0, least(most(61 - exponent, -900), 900)) : 0.0;
 }
 
-// grad (B, Q, M, D) and what went forward -> sums of value's gradient, which must be 0 before and are
-// A or, where `bound` is what none exceeds, whole multiples of 1 / fixed_scale; the other gradients.
-// Grid: blocks of kQueries x kThreads / G queries; B x M.
-template <typename T, typename S, int N, int G>
-__global__ void __launch_bounds__(kThreads)
-    deformable_backward(const T* grad, const T* value, const Sum<T>* locations,
-                        const Sum<T>* weights, const Sum<T>* bound, S* grad_value,
-                        Sum<T>* grad_locations, Sum<T>* grad_weights, PMVIS_LEVELS, int levels,
-                        int tokens, int heads, int channels, int queries, int points) {
+// The gradients of a fused row's level, from slopes of the weights and, per pixel, of the places that
+// lie where the gradients will: sums over points, so a lane does all of a level.
+template <typename A>
+PMVIS_DEVICE void finish_level(const Source<A>& source, const Level& level, Int64 row, int l,
+                               const Softmax<A>& softmax, A mean, A* grad_references,
+                               A* grad_places, A* grad_scores) {
+  const A* reference = source.reference(row, l);
+  A unit[2], sums[4] = {};
+  offset_units(source, level, reference, unit);
+  for (int p = 0; p < source.points; ++p) {
+    const Int64 at = (row * source.levels + l) * source.points + p;
+    grad_scores[at] = softmax(source.scores[at]) * (grad_scores[at] - mean);
+#pragma unroll
+    for (int axis = 0; axis < 2; ++axis) {
+      const A slope = grad_places[2 * at + axis];
+      sums[axis] += slope;
+      sums[2 + axis] += slope * source.places[2 * at + axis];
+      grad_places[2 * at + axis] = slope * unit[axis];
+    }
+  }
+  if (grad_references == nullptr) return;
+  const A share = A(0.5) / static_cast<A>(source.points);
+  const A sides[2] = {static_cast<A>(level.columns), static_cast<A>(level.rows)};
+  for (int r = 0; r < source.size; ++r) {
+    grad_references[(row * source.levels + l) * source.size + r] =
+        sums[r] * sides[r & 1] * (r < 2 ? A(1) : share);
+  }
+}
+
+// What the lanes of a group share on the way back: a slot is a query's point.
+template <typename A>
+struct Group {
+  Point<A> plan[kSlots + 1];  // one more keeps groups apart in banks
+  Slopes<A> slopes[kSlots];
+  Softmax<A> softmax[kQueries];
+  A mean[kQueries];  // of the weights' slopes, by the weights
+
+  // Finds the softmax of each query from `row` on, of which there are so many.
+  template <int G>
+  PMVIS_DEVICE void weigh(const Source<A>& source, Int64 row, int lane, int queries) {
+    for (int k = 0; k < kQueries; ++k) {
+      const A* logits = source.logits(row + k * Int64{source.heads});
+      const int number = source.levels * source.points;
+      const Softmax<A> one = softmax_of<G>(logits, number, lane, k < queries);
+      if (lane == 0) softmax[k] = one;
+    }
+  }
+
+  // Calls run(slot, query of the group, point after the first) for the lane's slots.
+  template <int G, typename Run>
+  PMVIS_DEVICE static void each(int lane, int queries, int count, const Run& run) {
+    for (int slot = lane; slot < kSlots; slot += G) {
+      const int k = slot / kBackwardPoints, i = slot % kBackwardPoints;
+      if (k < queries && i < count) run(slot, k, i);
+    }
+  }
+};
+
+// Adds the slopes of `count` points of one level after the other, for the channels of this lane, and
+// what value's gradient gets of them.
+template <int G, typename T, int N, typename S>
+PMVIS_DEVICE void walk(const Level* table, int points, int first, int count, int queries, int lane,
+                       const Sum<T> (&output)[kQueries][N], Cell<T, N, S>* cell,
+                       Group<Sum<T>>* group) {
   using A = Sum<T>;
-  constexpr int kGroups = kThreads / G, kSlots = kQueries * kBackwardPoints;
+  for (int i = 0; i < count; ++i) {
+    const Level level = table[(first + i) / points];
+    A by_weight[kQueries] = {}, by_x[kQueries] = {}, by_y[kQueries] = {};
+    cell->start();
+#pragma unroll
+    for (int k = 0; k < kQueries; ++k) {
+      if (k >= queries) continue;
+      const Point<A> point = group->plan[k * kBackwardPoints + i];
+      cell->move(level, point.cell);
+      const Slopes<A> part = visit(cell, point, output[k]);
+      by_weight[k] = part.weight;
+      by_x[k] = part.x;
+      by_y[k] = part.y;
+    }
+    cell->finish();
+    __syncwarp();
+    const A of_weight = group_sum<G>(by_weight, lane);
+    const A of_x = group_sum<G>(by_x, lane), of_y = group_sum<G>(by_y, lane);
+    if (lane < kQueries) {
+      Slopes<A>* sum = &group->slopes[lane * kBackwardPoints + i];
+      *sum = {sum->weight + of_weight, sum->x + of_x, sum->y + of_y};
+    }
+  }
+}
+
+// grad (B, Q, M, D) and what went forward -> sums of value's gradient, which must be 0 before and are
+// A or, where `bound` is what none exceeds, whole multiples of 1 / fixed_scale; the other gradients,
+// that of the references (B, Q, M, L, R) being each head's share, or nullptr where nobody asks.
+// Grid: blocks of kQueries x kThreads / G queries; B x M.
+template <typename T, typename S, int N, int G, bool F>
+__global__ void __launch_bounds__(kThreads)
+    deformable_backward(const T* grad, const T* value, const Sum<T>* references,
+                        const Sum<T>* places, const Sum<T>* scores, const unsigned char* padding,
+                        const Sum<T>* bound, S* grad_value, Sum<T>* grad_references,
+                        Sum<T>* grad_places, Sum<T>* grad_scores, PMVIS_LEVELS, int levels,
+                        int tokens, int heads, int channels, int queries, int points, int size) {
+  using A = Sum<T>;
   __shared__ Level table[kMaxLevels];
-  __shared__ Point<A> plans[kGroups][kSlots + 1];
-  __shared__ Slopes<A> slopes[kGroups][kSlots];
+  __shared__ Group<A> groups[kThreads / G];
   PMVIS_READ_LEVELS(table);
-  const int group = threadIdx.x / G, lane = threadIdx.x % G;
-  const int first_query = (blockIdx.x * kGroups + group) * kQueries;
-  const int batch = blockIdx.y / heads, m = blockIdx.y % heads;
+  Group<A>* group = &groups[threadIdx.x / G];
+  const int lane = threadIdx.x % G;
+  const int first_query = (blockIdx.x * (kThreads / G) + threadIdx.x / G) * kQueries;
+  const int here = least(queries - first_query, kQueries);  // of this group; none if negative
+  const int batch = blockIdx.y / heads, m = blockIdx.y % heads, number = levels * points;
   const Int64 stride = static_cast<Int64>(heads) * channels;
   const Int64 row = (static_cast<Int64>(batch) * queries + first_query) * heads + m;
   const Int64 origin = batch * (tokens * stride) + m * channels;
-  const int number = levels * points;
   Cell<T, N, S> cell;
   cell.stride = stride;
+  cell.padding = F && padding != nullptr ? padding + batch * Int64{tokens} : nullptr;
   cell.scale = bound != nullptr ? fixed_scale(static_cast<double>(*bound)) : 0.0;
+  const Source<A> source{references, places, scores, cell.padding, levels, points, heads, size};
+  if constexpr (F) {
+    group->template weigh<G>(source, row, lane, here);
+    __syncwarp();
+  }
+  A mean = A(0);  // of the query that this lane looks after
   for (int first = 0; first < number; first += kBackwardPoints) {
     const int count = least(number - first, kBackwardPoints);
-    for (int slot = lane; slot < kSlots; slot += G) {
-      const int k = slot / kBackwardPoints, i = slot % kBackwardPoints;
-      if (first_query + k >= queries || i >= count) continue;
-      const Int64 at = (row + static_cast<Int64>(k) * heads) * number + first + i;
-      plans[group][slot] = place(table[(first + i) / points], locations + 2 * at, weights[at]);
-      slopes[group][slot] = {A(0), A(0), A(0)};
-    }
+    Group<A>::template each<G>(lane, here, count, [&](int slot, int k, int i) {
+      const Int64 at = row + k * Int64{heads};
+      const A score = scores[at * number + first + i];
+      group->plan[slot] = find<F>(source, table[(first + i) / points], at, first + i,
+                                  F ? group->softmax[k](score) : score);
+      group->slopes[slot] = {A(0), A(0), A(0)};
+    });
     __syncwarp();
     for (int slice = 0; slice < channels; slice += G * N) {
       const int channel = slice + lane * N;
@@ -296,47 +344,37 @@ __global__ void __launch_bounds__(kThreads)
       A output[kQueries][N] = {};
 #pragma unroll
       for (int k = 0; k < kQueries; ++k) {
-        if (works && first_query + k < queries) {
-          load<T, N>(grad + (row + static_cast<Int64>(k) * heads) * channels + channel, output[k]);
+        if (works && k < here) {
+          load<T, N>(grad + (row + k * Int64{heads}) * channels + channel, output[k]);
         }
       }
-      for (int i = 0; i < count; ++i) {
-        const Level level = table[(first + i) / points];
-        A by_weight[kQueries] = {}, by_x[kQueries] = {}, by_y[kQueries] = {};
-        cell.start();
-#pragma unroll
-        for (int k = 0; k < kQueries; ++k) {
-          if (!works || first_query + k >= queries) continue;
-          const Point<A> point = plans[group][k * kBackwardPoints + i];
-          cell.move(level, point.cell);
-          const Slopes<A> part = visit(&cell, point, output[k]);
-          by_weight[k] = part.weight;
-          by_x[k] = part.x;
-          by_y[k] = part.y;
-        }
-        cell.finish();
-        __syncwarp();
-        const A of_weight = group_sum<G>(by_weight, lane);
-        const A of_x = group_sum<G>(by_x, lane), of_y = group_sum<G>(by_y, lane);
-        if (lane < kQueries) {
-          Slopes<A>* sum = &slopes[group][lane * kBackwardPoints + i];
-          *sum = {sum->weight + of_weight, sum->x + of_x, sum->y + of_y};
-        }
-      }
+      walk<G>(table, points, first, count, works ? here : 0, lane, output, &cell, group);
     }
     __syncwarp();
-    for (int slot = lane; slot < kSlots; slot += G) {
-      const int k = slot / kBackwardPoints, i = slot % kBackwardPoints;
-      if (first_query + k >= queries || i >= count) continue;
-      const Int64 at = (row + static_cast<Int64>(k) * heads) * number + first + i;
+    for (int i = 0; F && lane < here && i < count; ++i) {
+      const int slot = lane * kBackwardPoints + i;
+      mean += group->plan[slot].weight * group->slopes[slot].weight;
+    }
+    Group<A>::template each<G>(lane, here, count, [&](int slot, int k, int i) {
+      const Int64 at = (row + k * Int64{heads}) * number + first + i;
       const Level level = table[(first + i) / points];
-      const A weight = plans[group][slot].weight;
-      const Slopes<A> sum = slopes[group][slot];
-      grad_weights[at] = sum.weight;
-      grad_locations[2 * at] = weight * static_cast<A>(level.columns) * sum.x;
-      grad_locations[2 * at + 1] = weight * static_cast<A>(level.rows) * sum.y;
-    }
+      const A weight = group->plan[slot].weight;
+      const Slopes<A> sum = group->slopes[slot];
+      grad_scores[at] = sum.weight;
+      grad_places[2 * at] = weight * (F ? A(1) : static_cast<A>(level.columns)) * sum.x;
+      grad_places[2 * at + 1] = weight * (F ? A(1) : static_cast<A>(level.rows)) * sum.y;
+    });
     __syncwarp();
+  }
+  if constexpr (F) {
+    if (lane < kQueries) group->mean[lane] = mean;
+    __syncwarp();  // what other lanes wrote of the gradients is seen as well
+    for (int item = lane; item < kQueries * levels; item += G) {
+      const int k = item / levels, l = item % levels;
+      if (k >= here) continue;
+      finish_level(source, table[l], row + k * Int64{heads}, l, group->softmax[k], group->mean[k],
+                   grad_references, grad_places, grad_scores);
+    }
   }
 }
 

@@ -12,35 +12,52 @@ namespace {
 constexpr Requirement require{"deformable_attention"};
 constexpr const char* kApart = "tensors must be on one device";
 
-// One call, checked.
+// One call, checked. Places and scores are locations and weights or, with references, offsets and
+// logits.
 struct Call {
-  Tensor value, shapes, locations, weights;
+  const Tensor &value, &shapes, &places, &scores;
+  const Tensor *references, *padding;
   Int64 level[kMaxLevels] = {};
-  int levels, tokens, heads, channels, queries, points;
+  int levels, tokens, heads, channels, queries, points, size = 0;
 
-  explicit Call(StableIValue* stack)
-      : value(stack[0]), shapes(stack[1]), locations(stack[2]), weights(stack[3]) {
-    require(value.dim() == 4 && locations.dim() == 6 && shapes.dim() == 2,
+  Call(const Tensor& value, const Tensor& shapes, const Tensor& places, const Tensor& scores,
+       const Tensor* references = nullptr, const Tensor* padding = nullptr)
+      : value(value), shapes(shapes), places(places), scores(scores), references(references),
+        padding(padding) {
+    require(value.dim() == 4 && places.dim() == 6 && shapes.dim() == 2,
             "value, shapes and locations must have 4, 2 and 6 dimensions");
-    require(value.contiguous() && shapes.contiguous() && locations.contiguous() &&
-                weights.contiguous(),
+    require(value.contiguous() && shapes.contiguous() && places.contiguous() &&
+                scores.contiguous(),
             "tensors must be contiguous");
-    levels = narrowed(locations.size(3), kMaxLevels, "there are more than 8 levels");
+    levels = narrowed(places.size(3), kMaxLevels, "there are more than 8 levels");
     require(shapes.dtype() == aoti_torch_dtype_int64() && shapes.is({levels, 2}) && on_cpu(shapes),
             "shapes must be (L, 2) int64 on the CPU");
     const int64_t batch = value.size(0);
-    require(locations.is({batch, -1, value.size(2), levels, -1, 2}),
+    require(places.is({batch, -1, value.size(2), levels, -1, 2}),
             "locations must be (B, Q, M, L, P, 2)");
-    require(weights.is({batch, locations.size(1), value.size(2), levels, locations.size(4)}),
+    require(scores.is({batch, places.size(1), value.size(2), levels, places.size(4)}),
             "weights must be (B, Q, M, L, P)");
     tokens = narrowed(value.size(1), INT32_MAX, "there are too many tokens");
     heads = narrowed(value.size(2), kMaxGrid, "there are too many heads");
     channels = narrowed(value.size(3), 1 << 20, "there are too many channels");
-    queries = narrowed(locations.size(1), INT32_MAX / 2, "there are too many queries");
-    points = narrowed(locations.size(4), 1 << 16, "there are too many points");
+    queries = narrowed(places.size(1), INT32_MAX / 2, "there are too many queries");
+    points = narrowed(places.size(4), 1 << 16, "there are too many points");
     read_levels();
+    if (references != nullptr) read_references();
   }
   int64_t batch() const { return value.size(0); }
+  bool fused() const { return references != nullptr; }
+  const unsigned char* hidden() const {
+    return fused() && padding->numel() != 0 ? padding->data<const unsigned char>() : nullptr;
+  }
+  bool on(const Gpu& gpu) const {
+    return gpu.holds(places) && gpu.holds(scores) &&
+           (!fused() || (gpu.holds(*references) && (hidden() == nullptr || gpu.holds(*padding))));
+  }
+  template <typename A>
+  const A* reference_data() const {
+    return fused() ? references->data<const A>() : nullptr;
+  }
 
  private:
   static int narrowed(int64_t number, int64_t most, const char* problem) {
@@ -62,6 +79,16 @@ struct Call {
       sum += shape[0] * shape[1];
     }
     require(sum == tokens, "the levels must hold as many tokens as value");
+  }
+  void read_references() {
+    require(references->contiguous() && references->dtype() == places.dtype() &&
+                references->is({batch(), queries, levels, -1}) &&
+                (references->size(3) == 2 || references->size(3) == 4),
+            "references must be (B, Q, L, 2 or 4) of the offsets' type");
+    require(padding->contiguous() && padding->dtype() == aoti_torch_dtype_bool() &&
+                (padding->numel() == 0 || padding->is({batch(), tokens})),
+            "padding must be (B, S) bool, or empty");
+    size = static_cast<int>(references->size(3));
   }
 };
 
@@ -86,7 +113,7 @@ void for_type(const Tensor& value, const Run& run) {
 
 template <typename A>
 void require_type(const Call& call) {
-  require(call.locations.dtype() == dtype_of(kOf<A>) && call.weights.dtype() == dtype_of(kOf<A>),
+  require(call.places.dtype() == dtype_of(kOf<A>) && call.scores.dtype() == dtype_of(kOf<A>),
           "locations and weights must be float32, or float64 as value");
 }
 
@@ -94,119 +121,173 @@ void require_type(const Call& call) {
 template <typename T, int BYTES>
 constexpr int kVector = BYTES / static_cast<int>(sizeof(T));
 
-template <typename T, int N, int G>
+template <typename T, int N, int G, bool F>
 void forward(const Call& call, const Gpu& gpu, T* output) {
+  using A = Sum<T>;
   const int slices = (call.channels + G * N - 1) / (G * N);
   const int64_t rows = call.batch() * call.heads * slices;
   require(rows <= kMaxGrid, "batch x heads are too many");
   const Int64* l = call.level;
-  gpu.launch(&deformable_forward<T, N, G>,
+  gpu.launch(&deformable_forward<T, N, G, F>,
              {blocks(call.queries, kThreads / G), static_cast<unsigned>(rows)}, kThreads, 0,
-             call.value.data<const T>(), call.locations.data<const Sum<T>>(),
-             call.weights.data<const Sum<T>>(), output, l[0], l[1], l[2], l[3], l[4], l[5], l[6],
-             l[7], call.levels, call.tokens, call.heads, call.channels, call.queries, call.points);
+             call.value.data<const T>(), call.reference_data<A>(), call.places.data<const A>(),
+             call.scores.data<const A>(), call.hidden(), output, l[0], l[1], l[2], l[3], l[4],
+             l[5], l[6], l[7], call.levels, call.tokens, call.heads, call.channels, call.queries,
+             call.points, call.size);
 }
 
-template <typename T>
-void forward_of(const Call& call, const Gpu& gpu, T* output) {
+template <typename T, bool F>
+void forward_with(const Call& call, const Gpu& gpu, T* output) {
   constexpr int N = kVector<T, 16>;
-  if (call.channels % N != 0) return forward<T, 1, 32>(call, gpu, output);
+  if (call.channels % N != 0) return forward<T, 1, 32, F>(call, gpu, output);
   const int vectors = call.channels / N;
-  if (vectors <= 4) return forward<T, N, 4>(call, gpu, output);
-  if (vectors <= 8) return forward<T, N, 8>(call, gpu, output);
-  forward<T, N, 16>(call, gpu, output);
+  if (vectors <= 4) return forward<T, N, 4, F>(call, gpu, output);
+  if (vectors <= 8) return forward<T, N, 8, F>(call, gpu, output);
+  forward<T, N, 16, F>(call, gpu, output);
 }
 
-// deformable_attention(value, shapes, locations, weights) -> output
-void forward_kernel(StableIValue* stack, uint64_t, uint64_t) {
-  const Call call(stack);
+Tensor forward_of(const Call& call) {
   const Gpu gpu(call.value);
-  require(gpu.holds(call.locations) && gpu.holds(call.weights), kApart);
+  require(call.on(gpu), kApart);
   Tensor output = gpu.empty({call.batch(), call.queries, int64_t{call.heads} * call.channels},
                             call.value.dtype());
   for_type(call.value, [&](auto* type) {
     using T = std::remove_const_t<std::remove_pointer_t<decltype(type)>>;
     require_type<Sum<T>>(call);
-    if (output.numel() != 0) forward_of<T>(call, gpu, output.data<T>());
+    if (output.numel() == 0) return;
+    if (call.fused()) return forward_with<T, true>(call, gpu, output.data<T>());
+    forward_with<T, false>(call, gpu, output.data<T>());
   });
-  stack[0] = output.release();
+  return output;
 }
 
-template <typename T, typename S, int N, int G>
+// Gradients like the operands, and (B, Q, M, L, R) for the references, or nothing.
+struct Results {
+  Tensor value, references, places, scores;
+};
+
+template <typename T, typename S, int N, int G, bool F>
 void backward(const Call& call, const Gpu& gpu, const Tensor& grad, const Sum<T>* bound, S* sums,
-              const Tensor& grad_locations, const Tensor& grad_weights) {
+              const Results& results) {
+  using A = Sum<T>;
   const int64_t rows = call.batch() * call.heads;
   require(rows <= kMaxGrid, "batch x heads are too many");
   const Int64* l = call.level;
-  gpu.launch(&deformable_backward<T, S, N, G>,
+  gpu.launch(&deformable_backward<T, S, N, G, F>,
              {blocks(call.queries, kQueries * (kThreads / G)), static_cast<unsigned>(rows)},
              kThreads, 0, grad.data<const T>(), call.value.data<const T>(),
-             call.locations.data<const Sum<T>>(), call.weights.data<const Sum<T>>(), bound, sums,
-             grad_locations.data<Sum<T>>(), grad_weights.data<Sum<T>>(), l[0], l[1], l[2], l[3],
-             l[4], l[5], l[6], l[7], call.levels, call.tokens, call.heads, call.channels,
-             call.queries, call.points);
+             call.reference_data<A>(), call.places.data<const A>(), call.scores.data<const A>(),
+             call.hidden(), bound, sums,
+             results.references.numel() == 0 ? nullptr : results.references.data<A>(),
+             results.places.data<A>(), results.scores.data<A>(), l[0], l[1], l[2], l[3], l[4],
+             l[5], l[6], l[7], call.levels, call.tokens, call.heads, call.channels, call.queries,
+             call.points, call.size);
 }
 
 // Sums of value's gradient (as S, rounded to T after) and the other gradients.
-template <typename T, typename S>
-void backward_of(const Call& call, const Gpu& gpu, const Tensor& grad, const Sum<T>* bound,
-                 const Tensor& grad_value, const Tensor& grad_locations,
-                 const Tensor& grad_weights) {
+template <typename T, typename S, bool F>
+void backward_with(const Call& call, const Gpu& gpu, const Tensor& grad, const Sum<T>* bound,
+                   const Results& results) {
   constexpr int N = 16 / static_cast<int>(sizeof(Sum<T>));
   constexpr bool kRounded = !std::is_same_v<S, T>;
   const int64_t number = call.value.numel();
   const Tensor room = gpu.empty({kRounded ? number * int64_t{sizeof(S)} : 0},
                                 aoti_torch_dtype_uint8());
-  S* sums = kRounded ? room.data<S>() : grad_value.data<S>();
+  S* sums = kRounded ? room.data<S>() : results.value.data<S>();
   gpu.clear(sums, static_cast<size_t>(number) * sizeof(S));
-  if (grad.numel() != 0 && call.weights.numel() != 0) {
-    const auto run = call.channels % N != 0       ? backward<T, S, 1, 32>
-                     : call.channels / N <= 8 ? backward<T, S, N, 8>
-                                              : backward<T, S, N, 16>;
-    run(call, gpu, grad, bound, sums, grad_locations, grad_weights);
+  if (grad.numel() != 0 && call.scores.numel() != 0) {
+    const auto run = call.channels % N != 0       ? backward<T, S, 1, 32, F>
+                     : call.channels / N <= 8 ? backward<T, S, N, 8, F>
+                                              : backward<T, S, N, 16, F>;
+    run(call, gpu, grad, bound, sums, results);
+  } else {
+    for (const Tensor* none : {&results.references, &results.places, &results.scores}) {
+      gpu.clear(none->data<void>(), static_cast<size_t>(none->numel()) * sizeof(Sum<T>));
+    }
   }
   if (kRounded && number != 0) {
     const int64_t most = 1 << 20;
     const unsigned each = blocks(number, 256);
     gpu.launch(&deformable_round<T, S>, each < most ? each : static_cast<unsigned>(most), 256, 0,
-               sums, bound, grad_value.data<T>(), static_cast<Int64>(number));
+               sums, bound, results.value.data<T>(), static_cast<Int64>(number));
   }
+}
+
+template <typename T, bool F>
+void backward_in(const Call& call, const Gpu& gpu, const Tensor& grad, const Tensor& bound,
+                 const Results& results) {
+  if (bound.numel() == 0) {
+    return backward_with<T, Sum<T>, F>(call, gpu, grad, nullptr, results);
+  }
+  require(bound.numel() == 1 && bound.dtype() == call.scores.dtype(),
+          "the bound must be one number of the weights' type");
+  backward_with<T, Int64, F>(call, gpu, grad, bound.data<const Sum<T>>(), results);
+}
+
+Results backward_of(const Call& call, const Tensor& grad, const Tensor& bound,
+                    bool with_references) {
+  const Gpu gpu(call.value);
+  require(call.on(gpu) && gpu.holds(grad) && (bound.numel() == 0 || gpu.holds(bound)), kApart);
+  require(grad.contiguous() && grad.dtype() == call.value.dtype() &&
+              grad.is({call.batch(), call.queries, int64_t{call.heads} * call.channels}),
+          "the gradient must be (B, Q, M * D)");
+  const int32_t wide = call.scores.dtype();
+  Results results{Tensor::empty_like(call.value),
+                  with_references ? gpu.empty({call.batch(), call.queries, call.heads, call.levels,
+                                               call.size},
+                                              wide)
+                                  : gpu.empty({0}, wide),
+                  Tensor::empty_like(call.places), Tensor::empty_like(call.scores)};
+  for_type(call.value, [&](auto* type) {
+    using T = std::remove_const_t<std::remove_pointer_t<decltype(type)>>;
+    require_type<Sum<T>>(call);
+    if (call.fused()) return backward_in<T, true>(call, gpu, grad, bound, results);
+    backward_in<T, false>(call, gpu, grad, bound, results);
+  });
+  return results;
+}
+
+// deformable_attention(value, shapes, locations, weights) -> output
+void forward_kernel(StableIValue* stack, uint64_t, uint64_t) {
+  const Tensor value(stack[0]), shapes(stack[1]), locations(stack[2]), weights(stack[3]);
+  stack[0] = forward_of(Call(value, shapes, locations, weights)).release();
 }
 
 // deformable_attention_backward(grad, value, shapes, locations, weights, bound) -> three gradients
 void backward_kernel(StableIValue* stack, uint64_t, uint64_t) {
-  const Tensor grad(stack[0]), bound(stack[5]);
-  const Call call(stack + 1);
-  const Gpu gpu(call.value);
-  require(gpu.holds(call.locations) && gpu.holds(call.weights) && gpu.holds(grad) &&
-              (bound.numel() == 0 || gpu.holds(bound)),
-          kApart);
-  require(grad.contiguous() && grad.dtype() == call.value.dtype() &&
-              grad.is({call.batch(), call.queries, int64_t{call.heads} * call.channels}),
-          "the gradient must be (B, Q, M * D)");
-  Tensor grad_value = Tensor::empty_like(call.value);
-  Tensor grad_locations = Tensor::empty_like(call.locations);
-  Tensor grad_weights = Tensor::empty_like(call.weights);
-  for_type(call.value, [&](auto* type) {
-    using T = std::remove_const_t<std::remove_pointer_t<decltype(type)>>;
-    require_type<Sum<T>>(call);
-    if (bound.numel() == 0) {
-      return backward_of<T, Sum<T>>(call, gpu, grad, nullptr, grad_value, grad_locations,
-                                    grad_weights);
-    }
-    require(bound.numel() == 1 && bound.dtype() == call.weights.dtype(),
-            "the bound must be one number of the weights' type");
-    backward_of<T, Int64>(call, gpu, grad, bound.data<const Sum<T>>(), grad_value, grad_locations,
-                          grad_weights);
-  });
-  stack[0] = grad_value.release();
-  stack[1] = grad_locations.release();
-  stack[2] = grad_weights.release();
+  const Tensor grad(stack[0]), value(stack[1]), shapes(stack[2]), locations(stack[3]),
+      weights(stack[4]), bound(stack[5]);
+  Results results = backward_of(Call(value, shapes, locations, weights), grad, bound, false);
+  stack[0] = results.value.release();
+  stack[1] = results.places.release();
+  stack[2] = results.scores.release();
+}
+
+// fused_deformable_attention(value, shapes, references, offsets, logits, padding) -> output
+void fused_forward_kernel(StableIValue* stack, uint64_t, uint64_t) {
+  const Tensor value(stack[0]), shapes(stack[1]), references(stack[2]), offsets(stack[3]),
+      logits(stack[4]), padding(stack[5]);
+  stack[0] = forward_of(Call(value, shapes, offsets, logits, &references, &padding)).release();
+}
+
+// fused_deformable_attention_backward(grad, value, shapes, references, offsets, logits, padding,
+// bound, with_references) -> gradients of value, references (a head's each), offsets, logits
+void fused_backward_kernel(StableIValue* stack, uint64_t, uint64_t) {
+  const Tensor grad(stack[0]), value(stack[1]), shapes(stack[2]), references(stack[3]),
+      offsets(stack[4]), logits(stack[5]), padding(stack[6]), bound(stack[7]);
+  const Call call(value, shapes, offsets, logits, &references, &padding);
+  Results results = backward_of(call, grad, bound, flag(stack[8]));
+  stack[0] = results.value.release();
+  stack[1] = results.references.release();
+  stack[2] = results.places.release();
+  stack[3] = results.scores.release();
 }
 
 [[maybe_unused]] const bool registered =
     register_kernels(kKey, {{"deformable_attention", forward_kernel},
-                            {"deformable_attention_backward", backward_kernel}});
+                            {"deformable_attention_backward", backward_kernel},
+                            {"fused_deformable_attention", fused_forward_kernel},
+                            {"fused_deformable_attention_backward", fused_backward_kernel}});
 
 }  // namespace
 }  // namespace pmvis

@@ -470,6 +470,9 @@ PyMethodDef methods[] = {
     {nullptr, nullptr, 0, nullptr},
 };
 
+// Goes up with every change of a function or of what one does; pmvis_core/native.py asks for the same.
+constexpr int64_t kVersion = 1;
+
 PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_masks", nullptr, -1, methods,
                           nullptr,               nullptr,  nullptr, nullptr};
 
@@ -481,7 +484,8 @@ PyMODINIT_FUNC PyInit__masks() {
   PyObject* const module = PyModule_Create(&pmvis::definition);
   if (module == nullptr) return nullptr;
   const char* const instructions = pmvis::has_avx2() ? "avx2" : "base";
-  if (PyModule_AddStringConstant(module, "instructions", instructions) != 0) {
+  if (PyModule_AddStringConstant(module, "instructions", instructions) != 0 ||
+      PyModule_AddIntConstant(module, "version", pmvis::kVersion) != 0) {
     Py_DECREF(module);
     return nullptr;
   }

@@ -18,17 +18,11 @@ const dim3 kThreads(kTileWidth, kTileHeight);
 
 // lab_similarity(images, kernel, dilation) -> similarity
 void similarity_kernel(StableIValue* stack, uint64_t, uint64_t) {
-  constexpr Requirement require{"lab_similarity"};
-  const Tensor images(stack[0]);
-  const int64_t kernel = static_cast<int64_t>(stack[1]), dilation = static_cast<int64_t>(stack[2]);
-  require(images.dtype() == aoti_torch_dtype_uint8() && images.contiguous() &&
-              images.is({-1, 3, -1, -1}),
-          "images must be (B, 3, H, W) uint8, contiguous");
-  require(kernel >= 3 && kernel % 2 == 1 && dilation >= 1 && kernel <= 64 && dilation <= 64 &&
-              kernel / 2 * dilation <= kMaxColourReach,
-          "the kernel must be odd and at least 3, the dilation positive, both small");
+  const ColourOperands call(stack, kMaxSide, kMaxColourReach);
+  const Tensor& images = call.images;
+  const int64_t kernel = call.kernel, dilation = call.dilation;
   const int64_t batch = images.size(0), height = images.size(2), width = images.size(3);
-  require(batch <= kMaxGrid && height <= kMaxSide && width <= kMaxSide, "images are too large");
+  ColourOperands::require(batch <= kMaxGrid, "images are too many");
   const Gpu gpu(images);
   Tensor output = gpu.empty({batch, kernel * kernel - 1, height, width},
                             aoti_torch_dtype_float32());

@@ -5,6 +5,32 @@
 
 namespace pmvis {
 
+// RGB bytes, which every kernel of colours reads.
+inline void require_images(const Tensor& images, const Requirement& require) {
+  require(images.dtype() == aoti_torch_dtype_uint8() && images.contiguous() &&
+              images.is({-1, 3, -1, -1}),
+          "images must be (B, 3, H, W) uint8, contiguous");
+}
+
+// lab_similarity(images, kernel, dilation) -> similarity
+struct ColourOperands {
+  static constexpr Requirement require{"lab_similarity"};
+
+  Tensor images;
+  int64_t kernel, dilation;
+
+  ColourOperands(StableIValue* stack, int64_t largest_side, int64_t largest_reach)
+      : images(stack[0]), kernel(static_cast<int64_t>(stack[1])),
+        dilation(static_cast<int64_t>(stack[2])) {
+    require_images(images, require);
+    require(kernel >= 3 && kernel % 2 == 1 && dilation >= 1 && kernel <= 64 && dilation <= 64 &&
+                kernel / 2 * dilation <= largest_reach,
+            "the kernel must be odd and at least 3, the dilation positive, both small");
+    require(images.size(2) <= largest_side && images.size(3) <= largest_side,
+            "images are too large");
+  }
+};
+
 // pairwise_terms(logits, similarity, image_index, cells, valid, threshold, dilation, with_gradient)
 //     -> terms, edges, gradient
 struct PairOperands {

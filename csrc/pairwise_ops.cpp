@@ -1,60 +1,22 @@
 // The CPU kernels of colour affinity and of the pairwise loss on torch's stable ABI.
-#include <atomic>
-#include <cmath>
-#include <memory>
-#include <new>
 #include <vector>
 
 #include "isa.h"
+#include "linear_light.h"
 #include "pairwise.h"
 #include "pairwise_operands.h"
+#include "tasks.h"
 
 namespace pmvis {
 namespace {
 
-// Linear light of each sRGB byte (IEC 61966-2-1).
-const float* linear_light() {
-  static const std::vector<float> table = [] {
-    std::vector<float> values(256);
-    for (int byte = 0; byte < 256; ++byte) {
-      const double v = byte / 255.0;
-      values[byte] =
-          static_cast<float>(v > 0.04045 ? std::pow((v + 0.055) / 1.055, 2.4) : v / 12.92);
-    }
-    return values;
-  }();
-  return table.data();
-}
-
-// Runs body(task, scratch) for each task on torch's threads, each call with `bytes` of its own.
-template <typename Body>
-void for_each_task(int64_t tasks, int64_t bytes, const Body& body) {
-  std::atomic<bool> exhausted{false};
-  parallel_for(tasks, 1, [&](int64_t begin, int64_t end) {
-    const std::unique_ptr<char[]> scratch(new (std::nothrow) char[static_cast<size_t>(bytes)]);
-    if (scratch == nullptr) {
-      exhausted = true;
-      return;
-    }
-    for (int64_t task = begin; task < end; ++task) body(task, scratch.get());
-  });
-  if (exhausted) throw std::bad_alloc();
-}
-
 // lab_similarity(images, kernel, dilation) -> similarity
 void similarity_kernel(StableIValue* stack, uint64_t, uint64_t) {
-  constexpr Requirement require{"lab_similarity"};
-  const Tensor images(stack[0]);
-  const int64_t kernel = static_cast<int64_t>(stack[1]), dilation = static_cast<int64_t>(stack[2]);
-  require(images.dtype() == aoti_torch_dtype_uint8() && images.contiguous() &&
-              images.is({-1, 3, -1, -1}),
-          "images must be (B, 3, H, W) uint8, contiguous");
-  require(kernel >= 3 && kernel % 2 == 1 && dilation >= 1 && kernel <= kMaxReach &&
-              dilation <= kMaxReach && kernel / 2 * dilation <= kMaxReach,
-          "the kernel must be odd and at least 3, the dilation positive, both small");
-  require(images.size(2) <= kMaxMapSide && images.size(3) <= kMaxMapSide, "images are too large");
+  const ColourOperands call(stack, kMaxMapSide, kMaxReach);
+  const Tensor& images = call.images;
   const Colours colours{images.data<const uint8_t>(), linear_light(), images.size(2),
-                        images.size(3), static_cast<int>(kernel / 2), static_cast<int>(dilation)};
+                        images.size(3), static_cast<int>(call.kernel / 2),
+                        static_cast<int>(call.dilation)};
   Tensor output = Tensor::empty(
       {images.size(0), colours.neighbours(), images.size(2), images.size(3)},
       aoti_torch_dtype_float32());

@@ -20,7 +20,7 @@ namespace pmvis {
 
 // Goes up with every change of a schema or of what a kernel does; pmvis_core/ops/library.py asks
 // for the same.
-constexpr int kSchemas = 2;
+constexpr int kSchemas = 3;
 
 inline void check(AOTITorchError error, const char* what) {
   if (error != 0) throw std::runtime_error(std::string("pmvis: torch failed at ") + what);

@@ -20,6 +20,10 @@
 
 namespace {
 
+// Goes up with every change of a structure, of a function or of what one does;
+// pmvis_core/evaluation/compiled.py asks for the same.
+constexpr int64_t kVersion = 1;
+
 constexpr int64_t kDone = 0;
 constexpr int64_t kRefused = 1;
 constexpr int64_t kNoMemory = 2;
@@ -137,6 +141,8 @@ void take(const PmvisTracks& in, const Protocol& protocol, int threads, Problem*
 }
 
 }  // namespace
+
+PMVIS_EXPORT int64_t pmvis_eval_version() { return kVersion; }
 
 // Reads the bytes of ground truth and results, which must stay while the problem lives, and
 // compares all tracks.

@@ -66,11 +66,18 @@ COMMANDS: dict[str, Entry] = {
     "refine": Entry("refine", "refine", "Mend tracks by propagating their key frames.", PIPE),
     "filter": Entry("filter", "filter_tracks", "Keep the tracks that can be trusted.", PIPE),
     "train-video": Entry("train", "train_video", "Train on the filtered pseudo labels.", PIPE),
+    "self-train": Entry(
+        "self_train", "self_train", "Repeat infer, refine, filter, train-video.", PIPE
+    ),
     "eval": Entry("evaluate", "evaluate", "Measure AP and AR against ground truth.", PIPE),
     "view": Entry("view", "view", "Draw tracks as a video or a contact sheet.", LOOK),
+    "table": Entry("table", "table", "Draw metrics over seeds, beside the paper's.", LOOK),
     "join": Entry("join", "join", "Join the shards of one run of infer.", LOOK),
     "convert": Entry("convert", "convert", "Convert between tracks and YouTube-VIS JSON.", LOOK),
     "check": Entry("check", "check", "Find every fault of a submission, and pack it.", LOOK),
+    "check-data": Entry(
+        "check_data", "check_data", "Find every fault of training data and its images.", LOOK
+    ),
     "convert-weights": Entry(
         "convert_weights", "convert_weights", "Convert between IDOL's weights and ours.", LOOK
     ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -60,6 +60,7 @@ def check(
     from pmvis_core.errors import UsageError
     from pmvis_core.submission import check as stage
     from pmvis_core.submission import files
+    from pmvis_core.submission.report import FAULT
 
     if (truth is None) == (videos is None):
         raise UsageError(
@@ -80,21 +81,26 @@ def check(
         packed = None if size is None else {"file": str(pack), "bytes": size}
         get_console().emit_json({**report.as_json(), "packed": packed})
     else:
-        _show(report)
-    _judge(report, pack, json=json)
+        show_lines(_lines(report))
+    hint = None if pack is None else f"`{pack}` was not written"
+    judge(report.name, report.kinds(FAULT), hint, json=json)
     if size is not None:
         _tell_packed(pack, size)
 
 
-def _show(report: Report) -> None:
-    """Print the report on stdout, in colours if that is a terminal."""
+def show_lines(lines: Iterable[tuple[str, str]]) -> None:
+    """Print the lines of a report on stdout, in colours if that is a terminal.
+
+    Args:
+        lines: each with its label or none.
+    """
     if not sys.stdout.isatty():
-        lines = (f"{label}: {text}" if label else text for label, text in _lines(report))
-        sys.stdout.write("\n".join(lines) + "\n")
+        told = (f"{label}: {text}" if label else text for label, text in lines)
+        sys.stdout.write("\n".join(told) + "\n")
         return
     from rich.text import Text
 
-    for label, text in _lines(report):
+    for label, text in lines:
         style = _STYLES.get(label.strip(), "")
         head = Text.assemble((f"{label}:", style), " ") if label else Text()
         get_console().table(head.append(text), stdout=True)
@@ -130,21 +136,24 @@ def _told(example: Example) -> str:
     return ": ".join(filter(None, (example.place, example.text)))
 
 
-def _judge(report: Report, pack: Path | None, *, json: bool) -> None:
+def judge(name: str, faults: int, hint: str | None, *, json: bool) -> None:
     """Exit 1 if there is a fault; with ``json`` stdout already holds its one object.
+
+    Args:
+        name: of what was checked, as messages call it.
+        faults: how many kinds of them there are.
+        hint: what follows from them.
+        json: whether the report was printed as JSON.
 
     Raises:
         AnswerIsNo: there is one.
     """
     from pmvis_core.errors import AnswerIsNo
-    from pmvis_core.submission.report import FAULT, counted
+    from pmvis_core.submission.report import counted
 
-    if report.sound:
+    if not faults:
         return
-    problem = AnswerIsNo(
-        f"{report.name} is not sound: {counted(report.kinds(FAULT), 'kind')} of faults",
-        None if pack is None else f"`{pack}` was not written",
-    )
+    problem = AnswerIsNo(f"{name} is not sound: {counted(faults, 'kind')} of faults", hint)
     if not json:
         raise problem
     get_console().error(problem.message, problem.hint)

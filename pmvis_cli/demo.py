@@ -74,8 +74,6 @@ ENVIRONMENT = {
 """One thread a command, since two run at once; memory that glibc keeps instead of handing it back
 and faulting it in again saves 6 % of a training step."""
 POLL_SECONDS = 0.05
-STAMP = "demo.json"
-"""What the demo was made with; a folder with another one is not continued."""
 
 
 @dataclass(frozen=True)
@@ -144,28 +142,36 @@ def demo(
     console.say(f"the demo took {time.monotonic() - begun:.0f} s; look at {output}/sheet.png")
 
 
-def open_folder(folder: Path, recipe: Recipe, overwrite: bool) -> None:
-    """Start a demo's folder, or continue one that was made with the same numbers.
+def open_folder(folder: Path, recipe: object, overwrite: bool, command: str = "demo") -> None:
+    """Start the folder of a command of commands, or continue one made with the same options.
+
+    Args:
+        folder: for everything that it makes; COMMAND.json in it says what it was made with.
+        recipe: the options, a dataclass.
+        overwrite: remove what the same command made there before.
+        command: whose folder it is.
 
     Raises:
         UsageError: it holds something else.
     """
     import shutil
-    from dataclasses import asdict
 
     from pmvis_core.errors import UsageError
     from pmvis_core.files import canonical_json, write_json
 
-    stamp = folder / STAMP
+    stamp = folder / f"{command.replace('-', '_')}.json"
     if overwrite and stamp.exists():
         shutil.rmtree(folder)
-    if stamp.exists() and stamp.read_text() != canonical_json(asdict(recipe)) + "\n":
+    if stamp.exists() and stamp.read_text() != canonical_json(vars(recipe)) + "\n":
         raise UsageError(
-            f"`{folder}` holds a demo with other numbers", "give another `-o`, or `--overwrite`"
+            f"`{folder}` was made by `pmvis {command}` with other options",
+            "give another `-o`, or `--overwrite`",
         )
     if not stamp.exists() and folder.exists() and any(folder.iterdir()):
-        raise UsageError(f"`{folder}` is not empty and holds no demo", "give another `-o`")
-    write_json(stamp, asdict(recipe))
+        raise UsageError(
+            f"`{folder}` is not empty and was not made by `pmvis {command}`", "give another `-o`"
+        )
+    write_json(stamp, vars(recipe))
 
 
 def plan(folder: Path, recipe: Recipe) -> list[Step]:

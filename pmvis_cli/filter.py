@@ -32,6 +32,10 @@ def filter_tracks(
     pscore: Annotated[
         str, typer.Option(metavar="TAU", help="Least mean score of a track, from 0 to 1.")
     ] = "0",
+    quality: Annotated[
+        str,
+        typer.Option(metavar="Q", help="Least agreement that `refine` measured, from 0 to 1."),
+    ] = "0",
     output: Annotated[
         Path,
         typer.Option("-o", "--output", metavar="FILE", help="Where to write; `-` is stdout."),
@@ -63,6 +67,8 @@ def filter_tracks(
 ) -> None:
     """Keep each video's tracks with mean score TAU or more, and of those the K best.
 
+    --quality keeps those on which the image model and the propagation agree (mean IoU Q or more).
+
     Examples:
       pmvis filter raw.tracks.jsonl --topk 4 --pscore 0.2 -o kept.tracks.jsonl
       pmvis refine raw.tracks.jsonl --frames videos/ | pmvis filter --topk 4 > kept.tracks.jsonl
@@ -70,7 +76,7 @@ def filter_tracks(
 
     Reads: a tracks file or YouTube-VIS JSON; no picture, no network.
     Writes: a tracks file; with --explain why each track went; with --sweep a table only
-      (--topk and --pscore take lists `0,1,2` and ranges `1:5`, `0:1:0.1`).
+      (--topk, --pscore and --quality take lists `0,1,2` and ranges `1:5`, `0:1:0.1`).
 
     next: `pmvis train-video --pseudo kept.tracks.jsonl --frames videos/ --init RUN -o RUN2`
     """
@@ -80,11 +86,12 @@ def filter_tracks(
     console = get_console()
     topks = parsed_list(topk, "--topk", int)
     pscores = parsed_list(pscore, "--pscore", float)
+    qualities = parsed_list(quality, "--quality", float)
     if sweep:
-        _show_sweep(open_tracks(tracks), topks, pscores, overlap, as_json=json)
+        _show_sweep(open_tracks(tracks), topks, pscores, qualities, overlap, as_json=json)
         return
-    _refuse_lists(topks, pscores, as_json=json)
-    rule = FilterRule(topks[0], pscores[0], overlap, keep_ignored)
+    _refuse_lists(topks, pscores, qualities, as_json=json)
+    rule = FilterRule(topks[0], pscores[0], overlap, keep_ignored, qualities[0])
     refuse_terminal_output(output)
     kept, dropped = _run(console, open_tracks(tracks), rule, output, explain)
     console.say(f"filter: kept {kept} of {kept + dropped} tracks")
@@ -147,7 +154,7 @@ def _notes(outcome: FilterOutcome, names: dict[int, str]) -> Iterator[str]:
         yield canonical_json(line) + "\n"
 
 
-def _refuse_lists(topks: list[int], pscores: list[float], *, as_json: bool) -> None:
+def _refuse_lists(*lists: list[Any], as_json: bool) -> None:
     """Refuse what only a sweep can do.
 
     Raises:
@@ -155,8 +162,10 @@ def _refuse_lists(topks: list[int], pscores: list[float], *, as_json: bool) -> N
     """
     from pmvis_core.errors import UsageError
 
-    if len(topks) > 1 or len(pscores) > 1:
-        raise UsageError("several values of `--topk` or `--pscore`", "add `--sweep`, or give one")
+    if any(len(values) > 1 for values in lists):
+        raise UsageError(
+            "several values of `--topk`, `--pscore` or `--quality`", "add `--sweep`, or give one"
+        )
     if as_json:
         raise UsageError("`--json` is for `--sweep`; tracks are JSON lines already")
 
@@ -165,6 +174,7 @@ def _show_sweep(
     source: TrackSource,
     topks: list[int],
     pscores: list[float],
+    qualities: list[float],
     overlap: float | None,
     *,
     as_json: bool,
@@ -173,7 +183,7 @@ def _show_sweep(
     from pmvis_core.filter import sweep
 
     console = get_console()
-    cells = sweep(console.progress(source, "filter --sweep"), topks, pscores, overlap)
+    cells = sweep(console.progress(source, "filter --sweep"), topks, pscores, overlap, qualities)
     if as_json:
         console.emit_json({"cells": [asdict(cell) for cell in cells]})
     else:
@@ -181,13 +191,13 @@ def _show_sweep(
 
 
 def _sweep_table(cells: list[SweepCell]) -> Any:
-    """Return a table with a row for each pair of K and tau."""
+    """Return a table with a row for each choice of K, tau and quality."""
     from rich.table import Table
 
     table = Table()
-    for heading in ("topk", "pscore", "tracks", "videos", "categories"):
+    for heading in ("topk", "pscore", "quality", "tracks", "videos", "categories"):
         table.add_column(heading, justify="right")
     for cell in cells:
-        numbers = (cell.topk, f"{cell.pscore:g}", cell.tracks, cell.videos, cell.categories)
-        table.add_row(*map(str, numbers))
+        shares = f"{cell.pscore:g}", f"{cell.quality:g}"
+        table.add_row(*map(str, (cell.topk, *shares, cell.tracks, cell.videos, cell.categories)))
     return table

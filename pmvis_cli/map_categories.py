@@ -86,7 +86,7 @@ def map_categories(
     """
     from pmvis_core import categories, files, image_sets
     from pmvis_core.errors import AnswerIsNo, UsageError
-    from pmvis_core.formats.coco import as_coco
+    from pmvis_core.formats.coco import write_coco
 
     console = get_console()
     wanted = categories.load_target(target)
@@ -110,7 +110,7 @@ def map_categories(
     summary = _summary(wanted, reports, lacking)
     description = f"pmvis map-categories: {wanted.name}"
     files.write_json(output / CATEGORIES_FILE, summary)
-    files.write_json(output / TRAINING_FILE, as_coco(dataset, description))
+    write_coco(output / TRAINING_FILE, dataset, description)
     if json:
         console.emit_json(summary)
     else:

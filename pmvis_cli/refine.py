@@ -84,6 +84,14 @@ ShortEdge = Annotated[
         help="Working size of `flow`, 240; 320 is a little better and slower.",
     ),
 ]
+Features = Annotated[
+    Path | None,
+    typer.Option(
+        "--features",
+        metavar="FILE",
+        help="ImageNet weights of a MobileNetV2, whose features help `flow`; slower.",
+    ),
+]
 TopK = Annotated[
     int,
     typer.Option(
@@ -158,6 +166,7 @@ def refine(
     memory_limit: MemoryLimit = None,
     max_long_edge: MaxLongEdge = None,
     short_edge: ShortEdge = None,
+    features: Features = None,
     resume: Resume = False,
 ) -> None:
     """Mend tracks: propagate each one's best mask to both ends of its video.
@@ -205,6 +214,7 @@ def refine(
             max_long_edge=max_long_edge,
             joint=joint,
             short_edge=short_edge,
+            features=features,
         )
     )
     console = get_console()

@@ -25,6 +25,15 @@ def synth(
             help="How far the videos' look is from the stills': 0 is the same, 1.75 the default.",
         ),
     ] = None,
+    clutter: Annotated[
+        float | None,
+        typer.Option(
+            "--clutter",
+            min=0.0,
+            max=5.0,
+            help="Things of no category and occluders in the videos: 0 is none, 1 is many.",
+        ),
+    ] = None,
     train_videos: Annotated[
         int | None, typer.Option("--train-videos", min=0, help="Unlabelled videos.")
     ] = None,
@@ -45,6 +54,7 @@ def synth(
 
         pmvis synth -o synth/ --seed 0
         pmvis synth -o easy/ --gap 0.5 --train-videos 40
+        pmvis synth -o hard/ --clutter 1
 
     Next: pmvis map-categories --target synth/target.json --coco synth/coco/instances_train.json
           --imagenet-bbox synth/imagenet/Annotations -o data/
@@ -53,6 +63,7 @@ def synth(
 
     chosen = {
         "gap": gap,
+        "strangers": clutter,
         "train_videos": train_videos,
         "valid_videos": valid_videos,
         "mask_stills": None if stills is None else stills[0],

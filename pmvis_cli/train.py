@@ -3,67 +3,62 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
 from pmvis_cli.console import get_console
 from pmvis_cli.options import Device, JsonFlag, Overwrite, Seed, Settings
+from pmvis_cli.train_options import (
+    Accumulate,
+    BoxLoss,
+    BoxLossAll,
+    CheckpointActivations,
+    Compile,
+    ConfigFile,
+    Dropped,
+    DryRun,
+    FreezeMaskHead,
+    Images,
+    Init,
+    InitBackbone,
+    LabelledFrames,
+    MaskLoss,
+    Measure,
+    OnError,
+    Precision,
+    Preset,
+    PrintConfig,
+    Processes,
+    PseudoBoxLoss,
+    PseudoLabels,
+    PseudoMaskLoss,
+    ReferenceQuirks,
+    RunFolder,
+    ScaleSchedule,
+    Steps,
+    StillsToLearn,
+    StillsToMix,
+    TensorBoard,
+    Val,
+    ValEvery,
+    ValFrames,
+    Workers,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from pmvis_core.training.run_folder import TrainJob
+    from pmvis_core.training.run_folder import TrainJob, Validation
 
 Config = TypeVar("Config")
 """A frozen dataclass of a run's numbers."""
-RunFolder = Annotated[
-    Path, typer.Option("-o", "--output", metavar="RUN", help="Run folder; an unfinished resumes.")
-]
-Preset = Annotated[
-    str,
-    typer.Option(metavar="NAME", help="tiny, mobilenet_v2, resnet50, resnet101 or swin-l."),
-]
-ConfigFile = Annotated[
-    Path | None, typer.Option("--config", metavar="TOML", help="Settings over the preset's.")
-]
-Steps = Annotated[int | None, typer.Option(min=1, help="Same as --set train.steps=N.")]
-Images = Annotated[
-    Path | None,
-    typer.Option(metavar="DIR", help="Folder of the images; default: as the JSON says."),
-]
-Init = Annotated[
-    Path | None,
-    typer.Option(
-        "--init",
-        metavar="RUN|FILE",
-        help="Start from a model of pmvis or IDOL, or a backbone.",
-    ),
-]
-Processes = Annotated[
-    int, typer.Option(min=1, help="Processes on this machine, one thread or GPU each.")
-]
-PrintConfig = Annotated[
-    bool, typer.Option("--print-config", help="Print the settings and their origins, and stop.")
-]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Print which losses apply to what, and stop.")
-]
-
-ReferenceQuirks = Annotated[
-    bool,
-    typer.Option(
-        "--reference-quirks",
-        help="As the authors' code where it is plainly wrong: BoxInst's red and blue swapped.",
-    ),
-]
 
 
 def train_image(
-    data: Annotated[
-        Path, typer.Option(metavar="JSON", help="train_image.json of `map-categories`.")
-    ],
+    data: StillsToLearn,
     output: RunFolder,
     preset: Preset = "resnet50",
     config: ConfigFile = None,
@@ -71,23 +66,30 @@ def train_image(
     steps: Steps = None,
     images: Images = None,
     init: Init = None,
-    init_backbone: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Classification weights of the backbone."),
-    ] = None,
-    box_loss: Annotated[
-        bool, typer.Option("--box-loss", help="BoxInst losses for box-only instances.")
-    ] = False,
-    freeze_mask_head: Annotated[
-        bool, typer.Option("--freeze-mask-head", help="Keep the mask branch as initialised.")
-    ] = False,
+    init_backbone: InitBackbone = None,
+    mask_loss: MaskLoss = True,
+    box_loss: BoxLoss = False,
+    box_loss_all: BoxLossAll = False,
+    freeze_mask_head: FreezeMaskHead = False,
     reference_quirks: ReferenceQuirks = False,
     seed: Seed = 0,
     device: Device = "auto",
     processes: Processes = 1,
+    workers: Workers = None,
+    on_error: OnError = None,
+    accumulate: Accumulate = None,
+    scale_schedule: ScaleSchedule = False,
+    precision: Precision = None,
+    checkpoint_activations: CheckpointActivations = False,
+    compile_backbone: Compile = False,
+    tensorboard: TensorBoard = False,
+    val: Val = None,
+    val_frames: ValFrames = None,
+    val_every: ValEvery = None,
     overwrite: Overwrite = False,
     print_config: PrintConfig = False,
     dry_run: DryRun = False,
+    measure: Measure = False,
     json: JsonFlag = False,
 ) -> None:
     """Train IDOL on single images as key/reference pairs: masks where there are masks.
@@ -95,11 +97,13 @@ def train_image(
     Examples:
       pmvis train-image --data maps/train_image.json -o runs/image
       pmvis train-image --data maps/train_image.json --preset tiny --processes 2 -o runs/tiny
-      pmvis train-image --data maps/train_image.json --preset swin-l --set train.steps=9000 -o R
+      pmvis train-image --data maps/train_image.json --preset swin-l-ovis --init coco.pth -o R
+      pmvis train-image --data maps/train_image.json --val valid.json --val-every 500 -o runs/image
 
     Reads: the training JSON of `map-categories` and its images.
-    Writes: RUN/ with config.toml, run.json, metrics.jsonl and, last, model.safetensors.
-      The same command again continues an unfinished run.
+    Writes: RUN/ with config.toml, run.json, metrics.jsonl and, last, model.safetensors; with
+      --val also best.safetensors, unless the last weights are the best. The same command again
+      continues an unfinished run.
 
     next: `pmvis infer --weights RUN --frames videos/ -o raw.tracks.jsonl`
     """
@@ -107,44 +111,58 @@ def train_image(
     from pmvis_core.systems.presets import IMAGE_PRESETS, find_preset
     from pmvis_core.training.run_folder import TrainJob
 
-    settings = _with_quirks(settings, reference_quirks)
-    resolved = resolve(find_preset(IMAGE_PRESETS, preset), config, settings, steps, print_config)
-    stage = ImageStage(data, images, box_loss, freeze_mask_head)
+    settings = _with_options(
+        settings,
+        reference_quirks=reference_quirks or None,
+        on_error=on_error,
+        accumulate=accumulate,
+        precision=precision,
+        checkpoint_activations=checkpoint_activations or None,
+        compile=compile_backbone or None,
+    )
+    found = find_preset(IMAGE_PRESETS, preset)
+    resolved = resolve(found, config, settings, steps, print_config, scale_schedule)
+    _refuse_unlearnt_masks(mask_loss or box_loss or box_loss_all, init)
+    stage = ImageStage(data, images, box_loss, freeze_mask_head, mask_loss, box_loss_all)
     job = TrainJob(stage, resolved, output, seed, init, init_backbone, device, processes)
-    run(job, overwrite, dry_run, json)
+    validation = _validation(val, val_frames, val_every)
+    job = replace(job, tensorboard=tensorboard, validation=validation)
+    run(job, overwrite, dry_run or measure, json, workers, measure)
 
 
 def train_video(
-    pseudo: Annotated[
-        Path, typer.Option(metavar="TRACKS", help="Pseudo labels: tracks file or YouTube-VIS JSON.")
-    ],
+    pseudo: PseudoLabels,
     output: RunFolder,
-    frames: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="Where the labelled frames lie.")
-    ] = None,
+    frames: LabelledFrames = None,
     init: Init = None,
     preset: Preset = "",
     config: ConfigFile = None,
     settings: Settings = None,
     steps: Steps = None,
-    mask_loss: Annotated[
-        bool, typer.Option("--mask-loss/--no-mask-loss", help="Mask losses of pseudo masks.")
-    ] = True,
-    box_loss: Annotated[
-        bool, typer.Option("--box-loss/--no-box-loss", help="BoxInst losses of pseudo boxes.")
-    ] = True,
-    data: Annotated[
-        Path | None,
-        typer.Option(metavar="JSON", help="Stills to mix in by `train.image_share`."),
-    ] = None,
+    mask_loss: PseudoMaskLoss = True,
+    box_loss: PseudoBoxLoss = True,
+    data: StillsToMix = None,
     images: Images = None,
+    dropped: Dropped = None,
     reference_quirks: ReferenceQuirks = False,
     seed: Seed = 0,
     device: Device = "auto",
     processes: Processes = 1,
+    workers: Workers = None,
+    on_error: OnError = None,
+    accumulate: Accumulate = None,
+    scale_schedule: ScaleSchedule = False,
+    precision: Precision = None,
+    checkpoint_activations: CheckpointActivations = False,
+    compile_backbone: Compile = False,
+    tensorboard: TensorBoard = False,
+    val: Val = None,
+    val_frames: ValFrames = None,
+    val_every: ValEvery = None,
     overwrite: Overwrite = False,
     print_config: PrintConfig = False,
     dry_run: DryRun = False,
+    measure: Measure = False,
     json: JsonFlag = False,
 ) -> None:
     """Train on pseudo labels of videos, with mask losses and BoxInst losses together.
@@ -158,25 +176,83 @@ def train_video(
 
     next: `pmvis infer --weights RUN --frames videos/ | pmvis eval --gt valid.json`
     """
-    from pmvis_core.errors import UsageError
     from pmvis_core.systems.pmvis import VideoStage
     from pmvis_core.systems.presets import VIDEO_PRESETS, find_preset
     from pmvis_core.training.run_folder import TrainJob
 
-    if not mask_loss and not box_loss:
-        raise UsageError("`--no-mask-loss` and `--no-box-loss` leave masks without any loss")
+    _refuse_unlearnt_masks(mask_loss or box_loss, init)
     chosen = find_preset(VIDEO_PRESETS, preset or _preset_for(init))
-    settings = _with_quirks(settings, reference_quirks)
-    resolved = resolve(chosen, config, settings, steps, print_config)
-    stage = VideoStage(pseudo, frames, mask_loss, box_loss, data, images)
+    settings = _with_options(
+        settings,
+        reference_quirks=reference_quirks or None,
+        on_error=on_error,
+        accumulate=accumulate,
+        precision=precision,
+        checkpoint_activations=checkpoint_activations or None,
+        compile=compile_backbone or None,
+    )
+    resolved = resolve(chosen, config, settings, steps, print_config, scale_schedule)
+    stage = VideoStage(pseudo, frames, mask_loss, box_loss, data, images, checked_dropped(dropped))
     job = TrainJob(stage, resolved, output, seed, init, None, device, processes)
-    run(job, overwrite, dry_run, json)
+    validation = _validation(val, val_frames, val_every)
+    job = replace(job, tensorboard=tensorboard, validation=validation)
+    run(job, overwrite, dry_run or measure, json, workers, measure)
 
 
-def _with_quirks(settings: list[str] | None, reference_quirks: bool) -> list[str]:
-    """Return the settings, with the published mistakes where they are asked for."""
-    quirks = ["train.reference_quirks=true"] if reference_quirks else []
-    return [*(settings or []), *quirks]
+def _validation(truth: Path | None, frames: Path | None, every: int | None) -> Validation | None:
+    """Return what `--val` and its companions say.
+
+    Raises:
+        UsageError: a companion is alone.
+    """
+    from pmvis_core.errors import UsageError
+    from pmvis_core.training.run_folder import Validation
+
+    if truth is not None:
+        return Validation(truth, frames, every)
+    for name, value in (("--val-frames", frames), ("--val-every", every)):
+        if value is not None:
+            raise UsageError(f"`{name}` is for `--val`, which is missing", "give `--val JSON`")
+    return None
+
+
+def checked_dropped(dropped: str | None) -> str | None:
+    """Return what `--dropped` says, checked.
+
+    Raises:
+        UsageError: it is neither of the two.
+    """
+    from pmvis_core.errors import UsageError
+
+    if dropped not in (None, "ignore", "background"):
+        raise UsageError(f"`--dropped {dropped}`, expected `ignore` or `background`")
+    return dropped
+
+
+def _refuse_unlearnt_masks(taught: bool, init: Path | None) -> None:
+    """Refuse to train a model that would never learn a mask.
+
+    Raises:
+        UsageError: no loss teaches masks, and no model that knows them is given.
+    """
+    from pmvis_core.errors import UsageError
+
+    if not taught and init is None:
+        raise UsageError(
+            "without mask losses and without BoxInst's masks are without any loss",
+            "start from a model that has learnt them: `--init RUN`",
+        )
+
+
+def _with_options(settings: list[str] | None, **options: Any) -> list[str]:
+    """Return the settings, with those of [train] that have an option of their own, if given."""
+    given = [(name, value) for name, value in options.items() if value is not None]
+    return [*(settings or []), *(f"train.{name}={_as_toml(value)}" for name, value in given)]
+
+
+def _as_toml(value: Any) -> str:
+    """Return a value as `--set` takes it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _preset_for(init: Path | None) -> str:
@@ -195,8 +271,11 @@ def resolve(
     settings: list[str] | None,
     steps: int | None,
     print_config: bool,
+    scale_schedule: bool = False,
 ) -> Config:
     """Layer file, environment and flags over a preset; print the result and stop if asked.
+
+    With ``scale_schedule`` what nobody gave is made to suit the batch (`config.scaled_schedule`).
 
     Raises:
         UsageError: a setting is unknown or of the wrong type.
@@ -211,33 +290,85 @@ def resolve(
         ("command line", flags),
     ]
     resolved, origins = layer(preset, layers)
+    if scale_schedule:
+        resolved, origins = scaled(preset, resolved, origins)
     if print_config:
         typer.echo(to_toml(resolved, origins), nl=False)
         raise typer.Exit
     return resolved
 
 
-def run(job: TrainJob, overwrite: bool, dry_run: bool, json: bool) -> None:
-    """Train a job, or print its plan."""
-    from dataclasses import replace
+def scaled(
+    preset: Config, resolved: Config, origins: dict[str, str]
+) -> tuple[Config, dict[str, str]]:
+    """Return a config with its schedule scaled to its batch, and where its values come from.
 
-    from pmvis_core.devices import find_device
+    Args:
+        preset: what the values started from, with a ``train`` section.
+        resolved: the preset with settings over it.
+        origins: of the settings that somebody gave, by dotted name; they stay.
+    """
+    from dataclasses import asdict
+
+    from pmvis_core.config import TrainConfig, scaled_schedule
+
+    before: TrainConfig = preset.train  # type: ignore[attr-defined]
+    chosen: TrainConfig = resolved.train  # type: ignore[attr-defined]
+    given = {name.removeprefix("train.") for name in origins if name.startswith("train.")}
+    fitted = scaled_schedule(before, chosen, given)
+    old, new = asdict(chosen), asdict(fitted)
+    changed = {f"train.{name}": "--scale-schedule" for name in new if new[name] != old[name]}
+    return replace(resolved, train=fitted), origins | changed  # type: ignore[type-var]
+
+
+def run(
+    job: TrainJob,
+    overwrite: bool,
+    dry_run: bool,
+    json: bool,
+    workers: int | None = None,
+    measure: bool = False,
+) -> None:
+    """Train a job, or print its plan, with ``measure`` after some steps that are thrown away."""
+    from pmvis_core.devices import find_device, usual_workers
     from pmvis_core.train import plan, train
+    from pmvis_core.training.processes import is_first
     from pmvis_core.training.run_folder import clear_run_folder
 
     console = get_console()
-    job = replace(job, device=str(find_device(job.device)))
+    console.quiet |= not is_first()  # of those that torchrun started
+    device = find_device(job.device)
+    if workers is None:
+        workers = usual_workers(device, job.processes)
+    job = replace(job, device=str(device), workers=workers)
     if dry_run:
         facts = plan(job)
+        if measure:
+            from pmvis_core.training.estimate import measured
+
+            facts["estimate"] = measured(job)
         if json:
             console.emit_json(facts)
         else:
             console.table(plan_table(facts), stdout=True)
         return
-    if overwrite:
+    if overwrite and is_first():
+        _refuse_bad_validation(job)
         clear_run_folder(job)
     train(job, console.progress, lambda report: report.tell(console.say, console.detail))
     console.say(f"wrote {job.out}")
+
+
+def _refuse_bad_validation(job: TrainJob) -> None:
+    """Look at the videos to validate on while nothing is lost yet.
+
+    Raises:
+        DataError: they are not fit.
+    """
+    from pmvis_core.training.validation import find_held_out
+
+    if job.validation is not None:
+        find_held_out(job.validation, None)
 
 
 def plan_table(facts: dict[str, Any]) -> Table:
@@ -247,6 +378,10 @@ def plan_table(facts: dict[str, Any]) -> Table:
     table = Table(title=facts["title"], caption=facts["caption"], title_justify="left")
     for name in ("source", "supervision", "annotations", "losses"):
         table.add_column(name, justify="right" if name == "annotations" else "left")
+    if "estimate" in facts:
+        from pmvis_core.training.estimate import in_words
+
+        table.caption = f"{facts['caption']}\n{in_words(facts['estimate'])}"
     for row in facts["rows"]:
         table.add_row(
             row["source"], row["supervision"], str(row["annotations"]), ", ".join(row["losses"])

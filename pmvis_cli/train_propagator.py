@@ -9,7 +9,17 @@ import typer
 
 from pmvis_cli.console import get_console
 from pmvis_cli.options import Device, JsonFlag, Overwrite, Seed, Settings
-from pmvis_cli.train import ConfigFile, Images, PrintConfig, Processes, RunFolder, Steps, resolve
+from pmvis_cli.train import resolve
+from pmvis_cli.train_options import (
+    Accumulate,
+    ConfigFile,
+    Images,
+    PrintConfig,
+    Processes,
+    RunFolder,
+    Steps,
+    TensorBoard,
+)
 
 
 def train_propagator(
@@ -39,6 +49,8 @@ def train_propagator(
     seed: Seed = 0,
     device: Device = "auto",
     processes: Processes = 1,
+    accumulate: Accumulate = None,
+    tensorboard: TensorBoard = False,
     overwrite: Overwrite = False,
     print_config: PrintConfig = False,
     json: JsonFlag = False,
@@ -66,17 +78,22 @@ def train_propagator(
         PropagatorJob,
         train_propagator,
     )
+    from pmvis_core.training.processes import is_first
     from pmvis_core.training.run_folder import clear_run_folder
 
     flags = [f"variant={variant}"] if variant else []
     flags += [f"clip.crop={crop}"] if crop else []
+    flags += [f"train.accumulate={accumulate}"] if accumulate else []
     defaults = PropagatorConfig()
     resolved = resolve(defaults, config, [*(settings or []), *flags], steps, print_config)
     place = str(find_device(device))
-    job = PropagatorJob(ClipStage(data, images), resolved, output, seed, init, place, processes)
-    if overwrite:
+    job = PropagatorJob(
+        ClipStage(data, images), resolved, output, seed, init, place, processes, tensorboard
+    )
+    if overwrite and is_first():
         clear_run_folder(job)
     console = get_console()
+    console.quiet |= not is_first()  # of those that torchrun started
     train_propagator(job, console.progress, lambda report: report.tell(console.say, console.detail))
     if json:
         console.emit_json({"run": str(output), "variant": resolved.variant})

@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +26,10 @@ else:
 
 SCORE_TYPES = ("mean", "max")
 """How a track's score comes from its frames': their mean or their largest."""
+PRECISIONS = ("float32", "bfloat16")
+"""What a network computes in while it is trained."""
+NORMALISERS = ("batch", "process")
+"""Whose matched queries a loss is divided by (`training.normalisers`)."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +125,12 @@ class TrainConfig:
     steps: int = 59200
     """Optimiser steps."""
     pairs_per_batch: int = 32
-    """Key/reference pairs a step, over all processes."""
+    """Key/reference pairs a step, over all processes and parts."""
+    accumulate: int = 1
+    """Parts that a step's batch is taken in, one after the other, where memory is short."""
+    normaliser: str = "batch"
+    """Whose matched queries a loss is divided by: ``batch``: of all processes, so that a result
+    does not depend on their number; ``process``: of each alone, as the authors' code has it."""
     learning_rate: float = 2e-4
     """Of everything but the backbone."""
     backbone_rate_factor: float = 0.1
@@ -147,20 +156,82 @@ class TrainConfig:
     loose_candidates: int = 100
     """Queries a ground truth keeps out of the contrastive negatives."""
     box_only_share: float = 3 / 7
-    """Share of batches' pairs drawn from box-only images where both kinds exist."""
+    """Share of batches' pairs drawn from box-only images where both kinds exist. The paper gives
+    none; 3/7 is the authors' code (weights 1 and 0.75), without which the few box-only images
+    would hardly be seen. For their share among all images set it to that number."""
     image_share: float = 0.0
     """Share of a video stage's pairs that is drawn from annotated images."""
     pairwise_warmup_steps: int = 10000
     """Steps over which BoxInst's pairwise term grows to its weight."""
     bottom_rows: int = 10
     """Rows at the bottom of an original image that BoxInst ignores."""
+    pseudo_mask_factor: float = 0.5
+    """Times the mask losses of pseudo masks. The paper does not tell of it; 0.5 is the authors'
+    code, which made the published figures. 1: as the paper reads."""
     reference_quirks: bool = False
-    """Repeat a plain mistake of the published code: BoxInst compares colours whose red and blue
-    are swapped."""
+    """Repeat three plain mistakes of the published code in BoxInst: colours are compared with red
+    and blue swapped; the i-th instance seen in the key frame has the box of the i-th of the pair,
+    seen or not; and frames of a batch behind one without any instance have no boxes."""
+    on_error: str = "skip"
+    """What a sample that cannot be made does: ``skip``: another is drawn in its place, until more
+    than a tenth are broken, for a run must not end at its ninth hour; ``stop``: training stops."""
+    precision: str = "float32"
+    """What the network computes in: float32, or bfloat16 where autocast thinks it safe. Matcher
+    and losses always have float32."""
+    channels_last: bool = False
+    """The backbone's images and weights with channels last in memory, as the matrix units of GPUs
+    want them."""
+    checkpoint_activations: bool = False
+    """Forget what lies between the layers' ends and compute it again for the gradient: up to one
+    more forward pass of time, much less memory, the same result."""
+    compile: bool = False
+    """Compile the backbone by `torch.compile`: takes its time at the start, and again for new sizes
+    of frames. Measure with `tests/benchmarks/bench_train.py --compile` whether it pays."""
     log_every: int = 50
     """Steps between lines of metrics.jsonl."""
     save_every: int = 1000
     """Steps between resumable states."""
+
+    def __post_init__(self) -> None:
+        """Check what is a choice.
+
+        Raises:
+            UsageError: a setting is none of its choices.
+        """
+        for name, known in (("precision", PRECISIONS), ("normaliser", NORMALISERS)):
+            value = getattr(self, name)
+            if value not in known:
+                choices = ", ".join(known)
+                raise UsageError(f"`train.{name}` is {value!r}, expected one of {choices}")
+        if self.accumulate < 1:
+            raise UsageError(f"`train.accumulate` is {self.accumulate}, expected 1 or more")
+
+
+def scaled_schedule(
+    preset: TrainConfig, chosen: TrainConfig, given: Collection[str]
+) -> TrainConfig:
+    """Return a schedule that fits another batch than the preset's, by the linear rule.
+
+    With ``k = chosen.pairs_per_batch / preset.pairs_per_batch``, counted over all processes and
+    parts: the learning rate is multiplied by k (Goyal et al., 2017); ``steps``, ``milestones``,
+    ``warmup_steps`` and ``pairwise_warmup_steps`` are divided by k and rounded, so that as many
+    pairs are seen and everything happens at the same pair; ``ema_decay`` is raised to the k-th
+    power, so that the average reaches back over as many pairs.
+
+    Args:
+        preset: whose numbers suit its own batch.
+        chosen: the preset with settings over it.
+        given: names of the settings that a person gave; they stay.
+    """
+    k = chosen.pairs_per_batch / preset.pairs_per_batch
+    shorter = ("steps", "warmup_steps", "pairwise_warmup_steps")
+    scaled: dict[str, Any] = {name: round(getattr(chosen, name) / k) for name in shorter}
+    scaled["steps"] = max(1, scaled["steps"])
+    scaled["milestones"] = tuple(round(milestone / k) for milestone in chosen.milestones)
+    scaled["learning_rate"] = chosen.learning_rate * k
+    scaled["ema_decay"] = chosen.ema_decay**k if chosen.ema_decay else 0.0
+    kept = {name: value for name, value in scaled.items() if name not in given}
+    return dataclasses.replace(chosen, **kept)
 
 
 Config = TypeVar("Config")

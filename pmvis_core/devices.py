@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from pmvis_core.errors import ResourceError
+
+MOST_WORKERS = 8
+"""Threads that make samples for one GPU unless more are asked for."""
 
 
 def find_device(name: str) -> torch.device:
@@ -27,3 +32,13 @@ def find_device(name: str) -> torch.device:
             "use `--device cpu`, or look at `pmvis doctor`",
         )
     return device
+
+
+def usual_workers(device: torch.device, processes: int) -> int:
+    """Return how many threads should make training samples for each of some processes.
+
+    None on a CPU, where they would take the network's own cores.
+    """
+    if device.type == "cpu":
+        return 0
+    return max(1, min(MOST_WORKERS, (os.cpu_count() or 1) // processes - 1))

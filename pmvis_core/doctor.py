@@ -56,6 +56,8 @@ def examine() -> list[Finding]:
         ("torch", "cuda", _cuda),
         ("torch", "cupy", _cupy),
         ("native", "masks", _masks),
+        ("native", "evaluator", _evaluator),
+        ("native", "COCO reader", _coco_reader),
         ("native", "operations", _operations),
         ("video", "opencv", _opencv),
         ("video", "ffmpeg", _ffmpeg),
@@ -137,6 +139,27 @@ def _masks() -> list[Finding]:
     if library is None:
         return [Finding("native", name, State.FALLBACK, "numpy", reason)]
     return [Finding("native", name, State.GOOD, f"compiled ({library.instructions})", reason)]
+
+
+def _evaluator() -> list[Finding]:
+    """Look at the evaluator."""
+    from pmvis_core.evaluation import compiled
+
+    return [_plain_library("evaluator", *compiled.load_library())]
+
+
+def _coco_reader() -> list[Finding]:
+    """Look at the reader of large COCO files."""
+    from pmvis_core.formats import coco_tables
+
+    return [_plain_library("COCO reader", *coco_tables.load_library())]
+
+
+def _plain_library(name: str, library: object | None, reason: str) -> Finding:
+    """Say whether a library of plain C is in use, or its twin in Python."""
+    if library is None:
+        return Finding("native", name, State.FALLBACK, "python", reason)
+    return Finding("native", name, State.GOOD, "compiled", reason)
 
 
 def _operations() -> list[Finding]:

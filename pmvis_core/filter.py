@@ -2,8 +2,10 @@
 
 PScore keeps the tracks whose mean score is at least tau; TopK keeps the K best of those. The paper
 uses tau = 0.2 and K = 4; K = 0 keeps all (Table III). Scores are those of `infer`, never of the
-propagation. Rows of one instance under several categories count one by one, as in the paper, unless
-``overlap`` removes what lies on a better track. No pixel is read without ``overlap``.
+propagation. Quality, which the paper has not, is what `refine` measured: the agreement of the
+image model's masks with the propagated ones (`mending.Mended.quality`). Rows of one instance under
+several categories count one by one, as in the paper, unless ``overlap`` removes what lies on a
+better track. No pixel is read without ``overlap``.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pmvis_core import masks
-from pmvis_core.errors import UsageError
+from pmvis_core.errors import DataError, UsageError
 from pmvis_core.types import Box, Track, VideoTracks
 
 
@@ -29,6 +31,8 @@ class FilterRule:
     """Greatest track IoU with a better kept track, in [0, 1]; None asks for no overlap removal."""
     keep_ignored: bool = False
     """Put what is dropped into `VideoTracks.ignored`, one track an instance."""
+    quality: float = 0.0
+    """Least agreement that `refine` measured, in [0, 1]; 0 asks for none and reads none."""
 
     def __post_init__(self) -> None:
         """Check the numbers.
@@ -38,7 +42,11 @@ class FilterRule:
         """
         if self.topk < 0:
             raise UsageError(f"K is {self.topk}, expected 0 (keep all) or more")
-        for what, share in (("pscore", self.pscore), ("overlap", self.overlap)):
+        for what, share in (
+            ("pscore", self.pscore),
+            ("overlap", self.overlap),
+            ("quality", self.quality),
+        ):
             if share is not None and not 0.0 <= share <= 1.0:
                 raise UsageError(f"{what} is {share}, expected a number from 0 to 1")
 
@@ -49,6 +57,8 @@ class FilterRule:
             facts["overlap"] = self.overlap
         if self.keep_ignored:
             facts["keep_ignored"] = True
+        if self.quality:
+            facts["quality"] = self.quality
         return facts
 
 
@@ -59,7 +69,7 @@ class Dropped:
     track: Track
     """The track."""
     rule: str
-    """``pscore``, ``topk`` or ``overlap``."""
+    """``pscore``, ``quality``, ``topk`` or ``overlap``."""
     reason: str
     """The same for a reader, with the numbers."""
 
@@ -76,10 +86,11 @@ class FilterOutcome:
 
 @dataclass(frozen=True)
 class SweepCell:
-    """What one pair of K and tau would keep of a file."""
+    """What one choice of K, tau and quality would keep of a file."""
 
     topk: int
     pscore: float
+    quality: float
     tracks: int
     """Tracks kept."""
     videos: int
@@ -92,9 +103,14 @@ def filter_tracks(video: VideoTracks, rule: FilterRule) -> FilterOutcome:
     """Keep the tracks of a video that a rule lets stay.
 
     Tracks are taken best first (ties: smaller id first). One is dropped if its score is below
-    ``pscore``; if it overlaps a better kept track by more than ``overlap``; if K are kept already.
-    So a duplicate takes no place among the K.
+    ``pscore`` or its quality below ``quality``; if it overlaps a better kept track by more than
+    ``overlap``; if K are kept already. So a duplicate takes no place among the K.
+
+    Raises:
+        DataError: ``quality`` is asked for, and a track has none.
     """
+    if rule.quality:
+        _check_measured(video)
     kept, dropped = _decide(video.tracks, rule)
     ids = {track.id for track in kept}
     rest = video.with_tracks(tuple(track for track in video.tracks if track.id in ids))
@@ -108,28 +124,37 @@ def sweep(
     topks: Sequence[int],
     pscores: Sequence[float],
     overlap: float | None = None,
+    qualities: Sequence[float] = (0.0,),
 ) -> list[SweepCell]:
-    """Count what every pair of K and tau would keep, in one pass over the videos.
+    """Count what every choice of K, tau and quality would keep, in one pass over the videos.
 
     Returns:
-        A cell for each pair, K by K and tau by tau within it, in the order given.
+        A cell for each, K by K, tau by tau within it and quality by quality within that.
+
+    Raises:
+        DataError: a quality is asked for, and a track has none.
     """
-    cells = [(topk, pscore) for topk in topks for pscore in pscores]
+    cells = [(topk, tau, floor) for topk in topks for tau in pscores for floor in qualities]
     tracks, seen = [0] * len(cells), [0] * len(cells)
     categories: list[set[int]] = [set() for _ in cells]
-    rules = {pscore: FilterRule(0, pscore, overlap) for pscore in pscores}
-    limits = [FilterRule(topk).topk or None for topk, _ in cells]
+    rules = {
+        (tau, floor): FilterRule(0, tau, overlap, quality=floor)
+        for tau in pscores
+        for floor in qualities
+    }
+    limits = [FilterRule(topk).topk or None for topk, _, _ in cells]
     for video in videos:
+        if any(qualities):
+            _check_measured(video)
         # what K keeps is the beginning of what K = 0 keeps, also with overlap removal
-        best = {pscore: _decide(video.tracks, rule)[0] for pscore, rule in rules.items()}
-        for i, (_, pscore) in enumerate(cells):
-            kept = best[pscore][: limits[i]]
+        best = {pair: _decide(video.tracks, rule)[0] for pair, rule in rules.items()}
+        for i, (_, tau, floor) in enumerate(cells):
+            kept = best[tau, floor][: limits[i]]
             tracks[i] += len(kept)
             seen[i] += bool(kept)
             categories[i].update(track.category_id for track in kept)
     return [
-        SweepCell(topk, pscore, tracks[i], seen[i], len(categories[i]))
-        for i, (topk, pscore) in enumerate(cells)
+        SweepCell(*cell, tracks[i], seen[i], len(categories[i])) for i, cell in enumerate(cells)
     ]
 
 
@@ -150,6 +175,10 @@ def _decide(
             reason = f"score {track.score:.6g} is below {rule.pscore:.6g}"
             dropped.append(Dropped(track, "pscore", reason))
             continue
+        if track.quality is not None and track.quality < rule.quality:
+            reason = f"quality {track.quality:.6g} is below {rule.quality:.6g}"
+            dropped.append(Dropped(track, "quality", reason))
+            continue
         shape = None
         if rule.overlap is not None:
             shape = _Shape.of(track)
@@ -165,6 +194,21 @@ def _decide(
         if shape is not None:
             shapes.append(shape)
     return tuple(kept), tuple(dropped)
+
+
+def _check_measured(video: VideoTracks) -> None:
+    """Refuse tracks without a quality.
+
+    Raises:
+        DataError: naming the first.
+    """
+    for track in video.tracks:
+        if track.quality is None:
+            info = video.video
+            raise DataError(
+                f"video {info.id} `{info.name}`: track {track.id} has no quality to filter by",
+                "`pmvis refine` measures it; run it first, or leave out `--quality`",
+            )
 
 
 def _set_aside(rest: VideoTracks, dropped: Sequence[Dropped]) -> tuple[Track, ...]:

@@ -17,8 +17,9 @@ from typing import Any
 
 from pmvis_core.categories import COCO, SourceMap, Target, Unmatched, match_source
 from pmvis_core.errors import DataError
-from pmvis_core.files import digest_bytes, digest_file
-from pmvis_core.formats.coco import CocoAnnotation, CocoDataset, CocoImage, read_coco
+from pmvis_core.files import digest_bytes
+from pmvis_core.formats.coco import CocoAnnotation, CocoDataset, CocoImage
+from pmvis_core.formats.coco_index import as_dataset, open_index
 from pmvis_core.formats.voc import read_voc, xml_files
 
 logger = logging.getLogger(__name__)
@@ -104,8 +105,8 @@ def read_source(kind: str, path: Path, images: Path | None = None) -> ImageSourc
     if path.is_dir():
         dataset, digest = read_voc(path), _digest_folder(path)
     else:
-        dataset = read_coco(path, f"{kind} annotations")
-        digest = digest_file(path)
+        index = open_index(path, f"{kind} annotations")
+        dataset, digest = as_dataset(index), index.digest
     if kind != COCO:
         dataset = replace(dataset, annotations=tuple(map(_box_only, dataset.annotations)))
     roots = (images,) if images is not None else tuple(_usual_roots(path))
@@ -171,19 +172,19 @@ def merge_sources(
         before = len(images), len(annotations)
         missing = []
         hidden = 0
+        shown = _ShownFrom(folder)
         for image in sorted(source.dataset.images, key=lambda image: image.id):
             if image.id not in rows:
                 continue
-            place = find_image(root, image.file_name)
+            place = root.find(image.file_name)
             if place is None:
                 missing.append(image.file_name)
                 continue
             number = len(images) + 1
-            name = Path(os.path.relpath(os.path.abspath(place), os.path.realpath(folder)))
-            images.append(replace(image, id=number, file_name=name.as_posix(), source=source.kind))
+            images.append(replace(image, id=number, file_name=shown(place), source=source.kind))
             hidden += image.id in source.hidden
-            for row in rows[image.id]:
-                annotations.append(replace(row, id=len(annotations) + 1, image_id=number))
+            for row, target_id in rows[image.id]:
+                annotations.append(_renumbered(row, len(annotations) + 1, number, target_id))
         added = annotations[before[1] :]
         reports.append(
             SourceReport(
@@ -199,16 +200,16 @@ def merge_sources(
     return CocoDataset(target.categories, tuple(images), tuple(annotations)), reports
 
 
-def find_root(source: ImageSource, names: Sequence[str]) -> Path:
+def find_root(source: ImageSource, names: Sequence[str]) -> ImageFolder:
     """Return the first of a source's roots in which pictures are found.
 
     Raises:
         DataError: not one of the first pictures lies in any of them.
     """
     if not names:
-        return source.roots[0]
-    for root in source.roots:
-        if any(find_image(root, name) is not None for name in names[:PROBES]):
+        return ImageFolder(source.roots[0])
+    for root in map(ImageFolder, source.roots):
+        if any(root.find(name) is not None for name in names[:PROBES]):
             return root
     option = "--coco-images" if source.kind == COCO else "--imagenet-images"
     raise DataError(
@@ -218,19 +219,71 @@ def find_root(source: ImageSource, names: Sequence[str]) -> Path:
     )
 
 
-def find_image(root: Path, name: str) -> Path | None:
-    """Return a picture's path under ``root``, or None.
+def usual_root(json: Path, names: Sequence[str]) -> Path:
+    """Return the folder around an annotation file in which its first pictures lie.
 
-    Tried are the name itself, the name without its folders, and both with the usual suffixes if
-    it has none.
+    Args:
+        json: the file.
+        names: of its pictures.
+
+    Returns:
+        The file's own folder if they lie in none of the usual ones.
     """
-    suffixes = SUFFIXES[:1] if Path(name).suffix.lower() in {".jpg", ".jpeg", ".png"} else SUFFIXES
-    for place in dict.fromkeys((name, name.rpartition("/")[2])):
-        for suffix in suffixes:
-            path = os.path.join(root, place + suffix)
-            if os.path.isfile(path):
-                return Path(path)
-    return None
+    for root in _usual_roots(json):
+        if any((root / name).is_file() for name in names[:PROBES]):
+            return root
+    return json.parent
+
+
+class ImageFolder:
+    """A root of pictures; each folder below it is listed once, which is quick on any disk."""
+
+    def __init__(self, root: Path) -> None:
+        """Keep the root; nothing is listed yet."""
+        self.root = str(root)
+        self._listed: dict[str, frozenset[str]] = {}
+
+    def find(self, name: str) -> str | None:
+        """Return a picture's path, or None.
+
+        Tried are the name itself, the name without its folders, and both with the usual suffixes
+        if it has none.
+        """
+        known = os.path.splitext(name)[1].lower() in {".jpg", ".jpeg", ".png"}
+        for place in dict.fromkeys((name, name.rpartition("/")[2])):
+            folder, _, file = place.rpartition("/")
+            for suffix in SUFFIXES[:1] if known else SUFFIXES:
+                if file + suffix in self._names(folder):
+                    return os.path.join(self.root, place + suffix)
+        return None
+
+    def _names(self, folder: str) -> frozenset[str]:
+        """Return the names of the files of a folder below the root."""
+        if folder not in self._listed:
+            try:
+                with os.scandir(os.path.join(self.root, folder)) as entries:
+                    names = frozenset(entry.name for entry in entries if entry.is_file())
+            except OSError:
+                names = frozenset()
+            self._listed[folder] = names
+        return self._listed[folder]
+
+
+class _ShownFrom:
+    """Turns paths into ones relative to a folder; each folder of pictures is worked out once."""
+
+    def __init__(self, folder: Path) -> None:
+        """Keep the folder that paths become relative to."""
+        self._folder = os.path.realpath(folder)
+        self._known: dict[str, str] = {}
+
+    def __call__(self, path: str) -> str:
+        """Return the path relative to the folder, with slashes."""
+        folder, name = os.path.split(os.path.abspath(path))
+        if folder not in self._known:
+            self._known[folder] = Path(os.path.relpath(folder, self._folder)).as_posix()
+        known = self._known[folder]
+        return name if known == "." else f"{known}/{name}"
 
 
 def _box_only(row: CocoAnnotation) -> CocoAnnotation:
@@ -238,9 +291,18 @@ def _box_only(row: CocoAnnotation) -> CocoAnnotation:
     return replace(row, segmentation=None, area=row.bbox[2] * row.bbox[3])
 
 
-def _rows_by_image(source: ImageSource, matched: SourceMap) -> dict[int, list[CocoAnnotation]]:
-    """Return the usable annotations of each picture that has any, in the target's ids."""
-    rows: dict[int, list[CocoAnnotation]] = {}
+def _renumbered(row: CocoAnnotation, number: int, image_id: int, target: int) -> CocoAnnotation:
+    """Return an annotation under new ids."""
+    return CocoAnnotation(
+        number, image_id, target, row.bbox, row.area, row.segmentation, row.is_crowd
+    )
+
+
+def _rows_by_image(
+    source: ImageSource, matched: SourceMap
+) -> dict[int, list[tuple[CocoAnnotation, int]]]:
+    """Return the usable annotations of each picture that has any, with the target's ids."""
+    rows: dict[int, list[tuple[CocoAnnotation, int]]] = {}
     empty = 0
     for row in sorted(source.dataset.annotations, key=lambda row: row.id):
         target_id = matched.target_ids.get(row.category_id)
@@ -249,7 +311,7 @@ def _rows_by_image(source: ImageSource, matched: SourceMap) -> dict[int, list[Co
         if row.bbox[2] <= 0 or row.bbox[3] <= 0:
             empty += 1
             continue
-        rows.setdefault(row.image_id, []).append(replace(row, category_id=target_id))
+        rows.setdefault(row.image_id, []).append((row, target_id))
     if empty:
         logger.warning("%s: %d boxes without area, dropped", source.path, empty)
     return rows
@@ -260,6 +322,9 @@ def _usual_roots(path: Path) -> Iterator[Path]:
     folder = path if path.is_dir() else path.parent
     stem = path.stem.removeprefix("instances_")
     yield folder
+    if folder is path and "Annotations" in folder.parts:  # ImageNet: `Data/CLS-LOC/train`
+        parts = ("Data" if part == "Annotations" else part for part in folder.parts)
+        yield Path(*parts)
     for base in (folder, folder.parent):
         yield from _folders(base, (stem, *USUAL_FOLDERS))
     yield folder.parent

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from pmvis_core import masks
+from pmvis_core import masks, ops
 from pmvis_core.association import UNTRACKED, Detections, OnlineTracker, select_candidates
 from pmvis_core.checkpoint import Checkpoint
 from pmvis_core.config import TrackerConfig, override
@@ -194,9 +194,8 @@ class VideoInference:
             return
         chosen = rows[[index for index, _ in kept]].to(logits.device)
         height, width = predictions.sizes[row].tolist()
-        full = full_size_masks(logits[chosen], (height, width), size)
+        encoded = encode_masks(logits[chosen], (height, width), size)
         vectors = probabilities[queries[chosen]].cpu().numpy()
-        encoded = masks.encode_many(full.cpu().numpy())
         for (_, identity), vector, rle in zip(kept, vectors, encoded, strict=True):
             self._spool.add(identity, t, vector, rle["counts"])
 
@@ -390,21 +389,33 @@ def full_size_masks(logits: Tensor, resized: tuple[int, int], original: tuple[in
         (N, H, W) bool: bilinear to the padded size, cropped, then nearest to the original size.
         A probability above 0.5 is a logit above 0, so no sigmoid is taken.
     """
-    rows = _nearest(resized[0], original[0], logits.device)
-    columns = _nearest(resized[1], original[1], logits.device)
+    rows, columns = _places(resized, original, logits.device)
     if logits.device.type != "cpu":
-        return _enlarge(logits, resized)[:, rows[:, None], columns]
+        return _enlarge(logits)[:, rows[:, None], columns]
     out = torch.zeros(len(logits), *original, dtype=torch.bool)
     for mask, logit in zip(out, logits, strict=True):
         _paste(mask, logit, resized, rows, columns)
     return out
 
 
-def _enlarge(logits: Tensor, resized: tuple[int, int]) -> Tensor:
-    """Return (N, height, width) bool of (N, h, w) logits at the size that the network saw."""
-    size = [MASK_STRIDE_PX * side for side in logits.shape[-2:]]
+def encode_masks(logits: Tensor, resized: tuple[int, int], original: tuple[int, int]) -> list[RLE]:
+    """Encode what `full_size_masks` gives; from a GPU only the ends of runs cross to the host."""
+    if logits.device.type == "cpu":
+        return masks.encode_many(full_size_masks(logits, resized, original).numpy())
+    picks = _places(resized, original, logits.device)
+    return ops.logits_to_rle(logits, _enlarged_size(logits), picks=picks)
+
+
+def _enlarged_size(logits: Tensor) -> tuple[int, int]:
+    """Return (height, width) of the padded frame to which (N, h, w) logits belong."""
+    return MASK_STRIDE_PX * logits.shape[-2], MASK_STRIDE_PX * logits.shape[-1]
+
+
+def _enlarge(logits: Tensor) -> Tensor:
+    """Return (N, height, width) bool of (N, h, w) logits at the size of the padded frame."""
+    size = _enlarged_size(logits)
     full = F.interpolate(logits[:, None], size=size, mode="bilinear", align_corners=False)
-    return full[:, 0, : resized[0], : resized[1]] > 0
+    return full[:, 0] > 0
 
 
 def _paste(
@@ -424,7 +435,7 @@ def _paste(
         first, last = int(places[0]), int(places[-1])
         bounds.append((max(first - 2, 0), min(last + 3, logit.shape[1 - axis])))
     (top, bottom), (left, right) = bounds
-    part = _enlarge(logit[None, top:bottom, left:right], (1 << 30, 1 << 30))[0]
+    part = _enlarge(logit[None, top:bottom, left:right])[0]
     high = _within(rows, MASK_STRIDE_PX * top, MASK_STRIDE_PX * bottom)
     wide = _within(columns, MASK_STRIDE_PX * left, MASK_STRIDE_PX * right)
     lines = part.index_select(0, rows[high] - MASK_STRIDE_PX * top)
@@ -435,6 +446,16 @@ def _within(places: Tensor, start: int, stop: int) -> slice:
     """Return where ascending ``places`` lie in [start, stop)."""
     first, last = torch.searchsorted(places, torch.tensor([start, stop])).tolist()
     return slice(first, last)
+
+
+def _places(
+    resized: tuple[int, int], original: tuple[int, int], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return the (H,) rows and (W,) columns of the enlarged logits that make the final mask."""
+    rows, columns = (
+        _nearest(size, wanted, device) for size, wanted in zip(resized, original, strict=True)
+    )
+    return rows, columns
 
 
 def _nearest(size: int, wanted: int, device: torch.device) -> Tensor:

@@ -8,20 +8,34 @@ What an instance is supervised by (``types.Supervision``) decides what it takes 
 | BOX | yes | no | ``box``, ``all`` |
 | PSEUDO | yes | weighted by ``mask_weight_pseudo`` | ``box``, ``all`` |
 
-The image stage of PM-VIS+ is ``box_loss="none"`` (the paper's best) or ``"box"`` (BoxInst for the
-box-only instances); its video stage is ``"box"``: pseudo masks get mask losses times 0.5 and
-BoxInst's. The published code decides per batch, from the first file's path, and so needs batches
-of one kind; here kinds mix freely, and mask terms are divided by the number of matched queries
-that have masks, which in batches of one kind is the same number.
+The image stage of PM-VIS+ is ``box_loss="none"`` (the paper's best), ``"box"`` (BoxInst for the
+box-only instances) or ``"all"``, with or without mask losses; its video stage is ``"box"``: pseudo
+masks get mask losses times 0.5 and BoxInst's. The published code decides per batch, from the first
+file's path, and so needs batches of one kind; here kinds mix freely.
 
-Every term is computed for all decoder layers at once. As published, the normaliser is the number
-N of matched queries of a layer (not of instances), on this process alone, at least 1.
+Every term is computed for all decoder layers at once, and each layer's sum is divided by
+
+| loss | divided by | layers |
+|---|---|---|
+| ce | matched queries (a plain sum over all queries and categories is divided) | all |
+| bbox, giou | matched queries | all |
+| mask, dice | matched queries that have a mask; a mask's focal loss is its pixels' mean | all |
+| prj | matched queries that BoxInst teaches | all |
+| pairwise | edges of alike neighbours in their boxes, over all of them: one ratio | all |
+| reid, reid_aux | instances that were contrasted | last |
+
+at least 1. Matched queries, not instances. In batches of one kind the mask terms' number is the
+published one; where kinds mix, an instance without a mask must not dilute the others'. The numbers
+are those of the pairs in one call unless ``divisors`` adds up those of several processes
+(`training.normalisers`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import accumulate
+from operator import or_
 from typing import Any, Literal, Protocol
 
 import torch
@@ -41,15 +55,24 @@ from pmvis_core.matching import (
     pairwise_iou,
     to_xyxy,
 )
+from pmvis_core.reid_losses import (
+    contrastive_loss,
+    cosine_loss,
+    draw_negatives,
+    euclidean_lengths,
+    negative_keys,
+)
 from pmvis_core.types import Supervision
 from pmvis_core.weak_losses import STRIDE, BoxInst, box_masks, projection_loss
 
 BoxLoss = Literal["none", "box", "all"]
 """Who gets BoxInst's losses: nobody; BOX and PSEUDO instances; every instance."""
+Divisors = Callable[[Tensor], Tensor]
+"""Takes the (D,) numbers that a call's terms would be divided by, returns what divides them."""
+_Sums = dict[str, tuple[Tensor, Tensor]]
+"""Of each term: the sum, and what it is divided by; (Ld,) a layer, or scalars."""
 _IGNORED_IOU = 0.5
 """Overlap with an ignored region from which an unmatched query is not called background."""
-_NEGATIVES_PER_POSITIVE = 10
-"""Of the auxiliary re-identification loss."""
 
 
 class Predictions(Protocol):
@@ -82,17 +105,23 @@ class LossWeights:
     giou: float = 2.0
     """One minus the generalised IoU of boxes."""
     mask: float = 2.0
-    """Sigmoid focal loss of the mask logits."""
+    """Sigmoid focal loss of the mask logits; times 0.5 for pseudo masks."""
     dice: float = 5.0
-    """Dice loss of the masks."""
+    """Dice loss of the masks; times 0.5 for pseudo masks."""
     reid: float = 2.0
     """Contrastive loss of embeddings."""
     reid_aux: float = 3.0
     """Squared error of cosine similarities."""
     prj: float = 2.0
-    """BoxInst's projection term."""
+    """BoxInst's projection term. BoxInst has 1, and the paper says nothing; 2, IDOL's mask weight,
+    is the authors' code, which made the published figures."""
     pairwise: float = 2.0
-    """BoxInst's pairwise term, after its warm-up."""
+    """BoxInst's pairwise term, after its warm-up; 2 for the same reason."""
+
+
+def at_least_one(numbers: Tensor) -> Tensor:
+    """Return what divides the terms of a call on its own: their numbers, where there are any."""
+    return numbers.clamp_min(1)
 
 
 @dataclass(frozen=True)
@@ -113,8 +142,14 @@ class SetCriterion:
     """Times the mask losses of PSEUDO instances."""
     boxinst: BoxInst = field(default_factory=BoxInst)
     """Settings of BoxInst."""
+    misplaced_boxes: bool = False
+    """Give BoxInst the wrong boxes where the published code does, to compare only: the i-th visible
+    instance of a frame gets the box of the i-th instance, visible or not, and no frame of a batch
+    behind one without any instance gets boxes. Wants frames that keep their invisible rows."""
     seed: int = 0
-    """With the step, decides the random negatives; let it differ between processes."""
+    """With the step and a pair's number, decides the random negatives."""
+    divisors: Divisors = at_least_one
+    """What the terms are divided by, all at once."""
 
     def __call__(
         self,
@@ -123,6 +158,7 @@ class SetCriterion:
         pairs: Sequence[KeyReferencePair],
         step: int,
         sampled: Tensor | None = None,
+        first: int = 0,
     ) -> dict[str, Tensor]:
         """Return the unweighted losses, each summed over the decoder layers.
 
@@ -133,6 +169,8 @@ class SetCriterion:
             step: optimiser steps done before this one.
             sampled: (I, Q) bool auxiliary negatives of the contrasted instances, in the order of
                 (pair, instance), in place of random ones.
+            first: number of the first of the pairs in the step's whole batch, so that a pair has
+                the same negatives in whatever process and part of the batch it is.
 
         Returns:
             Scalars by their published names; ``loss_mask`` and ``loss_dice``, ``loss_prj`` and
@@ -141,7 +179,7 @@ class SetCriterion:
         Raises:
             DataError: an instance is supervised by a point only.
         """
-        terms = self.layer_losses(key, reference, pairs, step, sampled)
+        terms = self.layer_losses(key, reference, pairs, step, sampled, first)
         return {name: value.sum() for name, value in terms.items()}
 
     def total(self, losses: dict[str, Tensor]) -> Tensor:
@@ -156,6 +194,7 @@ class SetCriterion:
         pairs: Sequence[KeyReferencePair],
         step: int,
         sampled: Tensor | None = None,
+        first: int = 0,
     ) -> dict[str, Tensor]:
         """Return the unweighted losses, (Ld,) a layer but for the two scalars of re-id.
 
@@ -166,15 +205,27 @@ class SetCriterion:
         views = [key, reference] if self.supervise_reference else [key]
         view = _View.of(views, frames[: len(views) * len(pairs)], targets)
         match = self.matcher(view.logits, view.boxes, view.targets)
-        losses = _detection_losses(view, match) | self._mask_losses(view, match, step)
+        sums = _detection_losses(view, match) | self._mask_losses(view, match, step)
         best, there = match.best[-1, : len(pairs)], targets.rows(len(pairs), None)
-        return losses | self._contrastive((key, reference), there, best, step, sampled)
+        drawn = (self.seed, step, first) if sampled is None else sampled
+        sums |= self._contrastive((key, reference), there, best, drawn)
+        return self._divided(sums)
 
-    def _mask_losses(self, view: _View, match: Match, step: int) -> dict[str, Tensor]:
+    def _divided(self, sums: _Sums) -> dict[str, Tensor]:
+        """Divide each term's sum, all by one call of ``divisors``."""
+        numbers = [number.to(total.dtype).reshape(-1) for total, number in sums.values()]
+        parts = self.divisors(torch.cat(numbers)).split([len(number) for number in numbers])
+        return {
+            name: total / part.view(total.shape)
+            for (name, (total, _)), part in zip(sums.items(), parts, strict=True)
+        }
+
+    def _mask_losses(self, view: _View, match: Match, step: int) -> _Sums:
         """Return the mask and BoxInst losses."""
         names = ["loss_mask", "loss_dice"] if self.mask_loss else []
         names += ["loss_prj", "loss_pairwise"] if self.box_loss != "none" else []
-        losses = dict.fromkeys(names, view.logits.new_zeros(len(view.logits)))
+        nothing = view.logits.new_zeros(len(view.logits))
+        losses = dict.fromkeys(names, (nothing, nothing))
         roles = self._roles(view)[:, match.frame, match.instance]
         kept = roles.any(0).nonzero()[:, 0]
         if len(kept) == 0:  # the mask head is left alone
@@ -187,8 +238,10 @@ class SetCriterion:
             losses |= _full_mask_losses(view, rows.at(full), some, weight[full])
         if len(boxed):
             some = logits.index_select(0, boxed)
-            losses |= _boxinst_losses(view, rows.at(boxed), some, self.boxinst)
-            losses["loss_pairwise"] = losses["loss_pairwise"] * self.boxinst.warmup(step)
+            boxes = self._weak_boxes(view, rows.at(boxed))
+            losses |= _boxinst_losses(view, rows.at(boxed), some, boxes, self.boxinst)
+            terms, edges = losses["loss_pairwise"]
+            losses["loss_pairwise"] = terms * self.boxinst.warmup(step), edges
         return losses
 
     def _roles(self, view: _View) -> Tensor:
@@ -202,41 +255,51 @@ class SetCriterion:
             filler = [0.0] * (view.targets.labels.shape[1] - len(kinds))
             weights.append([self.mask_loss * full.get(k, 0.0) for k in kinds] + filler)
             boxed.append([weak[k] for k in kinds] + filler)
-        return torch.tensor([weights, boxed], device=view.logits.device)
+        roles = torch.tensor([weights, boxed], device=view.logits.device)
+        if self.misplaced_boxes:
+            empty = [len(frame.targets) == 0 for frame in view.frames]
+            roles[1, torch.tensor(list(accumulate(empty, or_)))] = 0
+        return roles
+
+    def _weak_boxes(self, view: _View, rows: _Rows) -> Tensor:
+        """Return the (N, 4) relative cxcywh boxes that BoxInst fills for some rows."""
+        instance = rows.instance
+        if self.misplaced_boxes:
+            instance = view.targets.present.cumsum(1)[rows.frame, instance] - 1
+        return view.targets.boxes[rows.frame, instance]
 
     def _contrastive(
         self,
         views: tuple[Predictions, Predictions],
         targets: PaddedTargets,
         best: Tensor,
-        step: int,
-        sampled: Tensor | None,
-    ) -> dict[str, Tensor]:
+        sampled: Tensor | tuple[int, int, int],
+    ) -> _Sums:
         """Return the re-identification losses (IDOL, section 3.2).
 
         Args:
             views: predictions of the key and of the reference frames.
             targets: the instances in the reference frames.
             best: (B, G) the cheapest key query of each instance, -1 without one.
-            step: as in ``__call__``.
-            sampled: likewise.
+            sampled: as in ``__call__``, or the seeds to draw them with (`negative_keys`).
         """
         key, reference = views
         targets = targets.where(best >= 0)
         contrast = self.matcher.contrast(reference.logits[-1], reference.boxes[-1], targets)
         items = targets.present.nonzero(as_tuple=True)
         positives, negatives = contrast.positives[items], contrast.negatives[items]
-        if sampled is None:
-            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + step) % 2**63)
-            sampled = draw_negatives(positives, negatives, generator)
+        if not isinstance(sampled, Tensor):
+            keys = negative_keys(contrast.negatives.shape, sampled)
+            sampled = draw_negatives(positives, negatives, keys.to(negatives.device)[items])
         queries = best.clamp_min(0)[..., None].expand(-1, -1, key.embeddings.shape[-1])
         anchors = key.embeddings.gather(1, queries)
         dots = (anchors @ reference.embeddings.mT)[items]
-        lengths = _length(anchors)[:, :, None] * _length(reference.embeddings)[:, None]
+        norms = euclidean_lengths(anchors), euclidean_lengths(reference.embeddings)
+        lengths = norms[0][:, :, None] * norms[1][:, None]
         reid = contrastive_loss(dots, positives, negatives)
         auxiliary = cosine_loss(dots / lengths[items], positives, sampled)
-        count = max(len(positives), 1)
-        return {"loss_reid": reid.sum() / count, "loss_reid_aux": auxiliary.sum() / count}
+        count = reid.new_tensor(len(positives))
+        return {"loss_reid": (reid.sum(), count), "loss_reid_aux": (auxiliary.sum(), count)}
 
 
 def sigmoid_focal_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -260,58 +323,6 @@ def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
     p = logits.sigmoid().flatten(1)
     t = targets.flatten(1).to(p.dtype)
     return 1 - (2 * (p * t).sum(1) + 1) / (p.sum(1) + t.sum(1) + 1)
-
-
-def contrastive_loss(dots: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
-    """Return log(1 + sum of exp(k.n - k.p) over positives p and negatives n) (IDOL, equation 5).
-
-    The double sum is a product, so its logarithm is a sum of two.
-
-    Args:
-        dots: (I, Q) products of each instance's embedding with the reference frame's.
-        positives: (I, Q) bool.
-        negatives: (I, Q) bool.
-
-    Returns:
-        (I,); 0 without positives or without negatives.
-    """
-    floor = torch.finfo(dots.dtype).min / 4  # finite: -inf would give gradients of NaN
-    away = dots.masked_fill(~negatives, floor).logsumexp(-1)
-    close = (-dots).masked_fill(~positives, floor).logsumexp(-1)
-    return F.softplus(away + close)
-
-
-def cosine_loss(cosines: Tensor, positives: Tensor, sampled: Tensor) -> Tensor:
-    """Return the mean squared error of cosines that should be 1 (positives) or 0 (sampled).
-
-    Args:
-        cosines: (I, Q).
-        positives: (I, Q) bool.
-        sampled: (I, Q) bool negatives.
-
-    Returns:
-        (I,).
-    """
-    chosen = positives | sampled
-    errors = (cosines - positives.to(cosines.dtype)) ** 2
-    return (errors * chosen).sum(-1) / chosen.sum(-1).clamp_min(1)
-
-
-def draw_negatives(positives: Tensor, negatives: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw ten negatives a positive without replacement, or all where there are fewer.
-
-    Args:
-        positives: (I, Q) bool.
-        negatives: (I, Q) bool.
-        generator: on the CPU, so that every device draws the same.
-
-    Returns:
-        (I, Q) bool.
-    """
-    keys = torch.rand(negatives.shape, generator=generator).to(negatives.device)
-    ranks = keys.masked_fill(~negatives, 2).argsort(-1).argsort(-1)
-    wanted = _NEGATIVES_PER_POSITIVE * positives.sum(-1, keepdim=True).clamp_min(1)
-    return (ranks < wanted) & negatives
 
 
 @dataclass(frozen=True)
@@ -369,13 +380,13 @@ class _Rows:
         """Sum (N,) values by layer, (Ld,)."""
         return values.new_zeros(self.layers).index_add(0, self.layer, values)
 
-    def mean(self, values: Tensor) -> Tensor:
-        """Average (N,) values by layer, (Ld,), 0 where there are none."""
-        return self.sum(values) / self.count()
+    def mean(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the average of (N,) values by layer is made of, (Ld,) each."""
+        return self.sum(values), self.count()
 
     def count(self) -> Tensor:
-        """Return how many there are in each layer, at least 1, (Ld,) int64."""
-        return torch.bincount(self.layer, minlength=self.layers).clamp_min(1)
+        """Return how many there are in each layer, (Ld,) int64."""
+        return torch.bincount(self.layer, minlength=self.layers)
 
 
 def _pad(frames: Sequence[Frame], device: torch.device) -> PaddedTargets:
@@ -389,12 +400,7 @@ def _pad(frames: Sequence[Frame], device: torch.device) -> PaddedTargets:
     return PaddedTargets.of([frame.targets for frame in frames], device)
 
 
-def _length(x: Tensor) -> Tensor:
-    """Return the Euclidean lengths along the last axis, safe to divide and derive by at 0."""
-    return (x * x).sum(-1).clamp_min(1e-24).sqrt()
-
-
-def _detection_losses(view: _View, match: Match) -> dict[str, Tensor]:
+def _detection_losses(view: _View, match: Match) -> _Sums:
     """Return the class, L1 and GIoU losses."""
     rows = _Rows.of(view, match)
     targets = torch.zeros_like(view.logits, dtype=torch.bool)
@@ -407,7 +413,7 @@ def _detection_losses(view: _View, match: Match) -> dict[str, Tensor]:
     boxes = view.boxes[rows.layer, rows.frame, match.query]
     wanted = view.targets.boxes[rows.frame, rows.instance]
     return {
-        "loss_ce": focal.sum((1, 2, 3)) / rows.count(),
+        "loss_ce": (focal.sum((1, 2, 3)), rows.count()),
         "loss_bbox": rows.mean((boxes - wanted).abs().sum(-1)),
         "loss_giou": rows.mean(1 - paired_giou(to_xyxy(boxes), to_xyxy(wanted))),
     }
@@ -427,9 +433,7 @@ def _neutral_queries(view: _View, match: Match) -> Tensor | None:
     return (overlap > _IGNORED_IOU) & ~match.selected
 
 
-def _full_mask_losses(
-    view: _View, rows: _Rows, logits: Tensor, weight: Tensor
-) -> dict[str, Tensor]:
+def _full_mask_losses(view: _View, rows: _Rows, logits: Tensor, weight: Tensor) -> _Sums:
     """Return the mask focal and dice losses of N rows with (N, h, w) logits and (N,) weights."""
     masks = _gather_masks([frame.targets for frame in view.frames], rows, logits)
     focal = sigmoid_focal_loss(logits, masks).mean((1, 2))
@@ -454,23 +458,23 @@ def _gather_masks(targets: Sequence[Targets], rows: _Rows, logits: Tensor) -> Te
 
 
 def _boxinst_losses(
-    view: _View, rows: _Rows, logits: Tensor, boxinst: BoxInst
-) -> dict[str, Tensor]:
-    """Return BoxInst's losses of N rows with (N, h, w) logits.
+    view: _View, rows: _Rows, logits: Tensor, relative: Tensor, boxinst: BoxInst
+) -> _Sums:
+    """Return BoxInst's losses of N rows with (N, h, w) logits and (N, 4) relative cxcywh boxes.
 
     The pairwise term is one ratio over all instances of a layer, the projection term a mean.
     """
     height, width = logits.shape[1:]
     images = [frame.image.to(logits.device) for frame in view.frames]
     sides = torch.tensor([[i.shape[2], i.shape[1]] * 2 for i in images], device=logits.device)
-    boxes = to_xyxy(view.targets.boxes[rows.frame, rows.instance]) * sides[rows.frame]
+    boxes = to_xyxy(relative) * sides[rows.frame]
     heights = [frame.original_height for frame in view.frames]
     affinity = boxinst.affinity(images, heights, height, width)
     terms, edges = boxinst.pairwise_loss(logits, affinity, rows.frame, boxes)
     inside = box_masks(boxes, height, width)
     return {
         "loss_prj": rows.mean(projection_loss(logits, inside)),
-        "loss_pairwise": rows.sum(terms) / rows.sum(edges).clamp_min(1),
+        "loss_pairwise": (rows.sum(terms), rows.sum(edges)),
     }
 
 

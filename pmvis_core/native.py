@@ -20,6 +20,9 @@ from typing import Any, Literal, Protocol, cast
 import pmvis_core
 from pmvis_core.types import RLE, Box
 
+MASKS_VERSION = 1
+"""Of the functions of ``_masks.so``; csrc/masks.cpp names the same."""
+
 
 class MaskLibrary(Protocol):
     """The functions of ``_masks.so`` (csrc/masks.cpp); `masks` is their caller.
@@ -110,7 +113,8 @@ def find_library(name: str) -> tuple[Path | None, str]:
     for folder in (os.environ.get("PMVIS_LIB_DIR"), *pmvis_core.__path__):
         if folder and (path := Path(folder) / name).is_file():
             return path, str(path)
-    return None, f"`{name}` was not built (no C++ compiler when pmvis was installed?)"
+    how = "install a C++ compiler (g++ or clang++), then pmvis again"
+    return None, f"`{name}` was not built: {how}"
 
 
 def find_kernels() -> Path | None:
@@ -132,9 +136,13 @@ def load_mask_library() -> tuple[MaskLibrary | None, str]:
     if path is None:
         return None, reason
     try:
-        return _load(path), reason
+        library = _load(path)
     except ImportError as error:
         return None, f"`{path}` does not load: {error}"
+    # One that does not tell its version is of another, too.
+    if getattr(library, "version", -1) != MASKS_VERSION:
+        return None, f"`{path}` is of another version: install pmvis again"
+    return library, reason
 
 
 def _load(path: Path) -> MaskLibrary:

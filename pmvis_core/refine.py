@@ -25,14 +25,14 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pmvis_core import masks
 from pmvis_core.errors import UsageError
 from pmvis_core.files import significant
 from pmvis_core.filter import FilterRule, filter_tracks
+from pmvis_core.mending import Mended, Patch, separate
 from pmvis_core.progress import Progress, silent
-from pmvis_core.propagation.bilateral import Box, surrounding_box
+from pmvis_core.propagation.bilateral import surrounding_box
 from pmvis_core.propagation.flow import Prediction, Propagation, Propagator
 from pmvis_core.propagation.frame_cache import Frames
 from pmvis_core.types import RLE, Track, VideoInfo, VideoTracks
@@ -116,7 +116,7 @@ class RefineCounts:
     """Frames taken out by the gates."""
 
     def add(
-        self, tracks: Sequence[Track], kept: Sequence[Track], objects: Sequence[_Object]
+        self, tracks: Sequence[Track], kept: Sequence[Track], objects: Sequence[Mended]
     ) -> None:
         """Count one video: its rows, those that are kept, and what was propagated."""
         self.videos += 1
@@ -178,7 +178,7 @@ def refine_video(
             for item in objects:
                 item.gate_area_jumps(options.area_jump)
         if options.overlap != "independent":
-            _separate(objects, video.video, options)
+            separate(objects, video.video, options.overlap, options.min_area)
     kept = [track for track in video.tracks if track.id in owner and any(owner[track.id].rles)]
     counts.add(video.tracks, kept, objects)
     _warn_of_dropped(video, kept, options)
@@ -204,84 +204,20 @@ def key_frame(track: Track, min_area: int) -> int | None:
     return None if best is None else -best[2]
 
 
-@dataclass
-class _Object:
-    """What is propagated once: a key frame and the masks that rows share."""
-
-    key: int
-    """Key frame."""
-    own: tuple[RLE | None, ...]
-    """(T,) masks before refinement."""
-    instance: object
-    """Equal for objects that are the same thing and so never compete for pixels."""
-    score: float = 0.0
-    """Highest score of its rows."""
-    rles: list[RLE | None] = field(default_factory=list)
-    """(T,) result."""
-    confidence: list[float | None] = field(default_factory=list)
-    """(T,) mean probability inside the mask; 1 where the mask is the track's own."""
-    patches: dict[int, _Patch] = field(default_factory=dict)
-    """Probabilities by frame; kept only where pixels are contested by `argmax`."""
-    agreement: dict[int, float] = field(default_factory=dict)
-    """IoU of the propagated with the own mask, by frame, before snapping."""
-    snapped: set[int] = field(default_factory=set)
-    """Frames that kept the own mask."""
-    gated: set[int] = field(default_factory=set)
-    """Frames that a gate took out."""
-
-    def __post_init__(self) -> None:
-        """Put the key mask, verbatim, into an otherwise empty result."""
-        self.rles = [None] * len(self.own)
-        self.confidence = [None] * len(self.own)
-        self.keep_own(self.key)
-
-    def keep_own(self, t: int) -> RLE:
-        """Take and return the own mask of frame ``t``."""
-        rle = self.own[t]
-        assert rle is not None, "only frames with an own mask are kept"
-        self.rles[t], self.confidence[t] = rle, 1.0
-        return rle
-
-    def take_out(self, t: int) -> None:
-        """Make the object absent in frame ``t``."""
-        self.rles[t] = self.confidence[t] = None
-
-    def gate(self, t: int) -> None:
-        """Take out a doubtful frame, which holds a mask."""
-        self.take_out(t)
-        self.gated.add(t)
-
-    def gate_area_jumps(self, factor: float) -> None:
-        """Walk away from the key frame and take out frames whose area jumps."""
-        for order in (range(self.key, len(self.rles)), range(self.key, -1, -1)):
-            last = 0
-            for t in order:
-                rle = self.rles[t]
-                area = 0 if rle is None else masks.area(rle)
-                if t == self.key or t in self.snapped or last / factor <= area <= last * factor:
-                    last = area
-                elif rle is not None:
-                    self.gate(t)
-
-
-_Patch = tuple[Box, NDArray[np.uint8]]
-"""A probability map cut to its mask: the place, and probability times 254 (own masks count 255)."""
-
-
-def _objects(tracks: Sequence[Track], min_area: int) -> tuple[list[_Object], dict[int, _Object]]:
+def _objects(tracks: Sequence[Track], min_area: int) -> tuple[list[Mended], dict[int, Mended]]:
     """Return what has to be propagated, and which of it each row (by track id) takes.
 
     The best come first: where objects compete for pixels of a key frame, they win.
     """
-    found: dict[tuple[Any, ...], _Object] = {}
-    owner: dict[int, _Object] = {}
+    found: dict[tuple[Any, ...], Mended] = {}
+    owner: dict[int, Mended] = {}
     for track in tracks:
         key = key_frame(track, min_area)
         if key is None:
             continue
         instance: object = ("row", track.id) if track.instance is None else track.instance
         texts = tuple(None if rle is None else rle["counts"] for rle in track.rles)
-        item = found.setdefault((instance, key, texts), _Object(key, track.rles, instance))
+        item = found.setdefault((instance, key, texts), Mended(key, track.rles, instance))
         item.score = max(item.score, track.score)
         owner[track.id] = item
     return sorted(found.values(), key=lambda item: -item.score), owner
@@ -324,7 +260,7 @@ def _sweep(
 
 def _propagate(
     propagation: Propagation,
-    objects: Sequence[_Object],
+    objects: Sequence[Mended],
     patience: int | None,
     options: RefineOptions,
 ) -> None:
@@ -346,12 +282,13 @@ def _propagate(
         _sweep(propagation, seeds, order, visit)
 
 
-def _record(item: _Object, t: int, prediction: Prediction, options: RefineOptions) -> bool:
+def _record(item: Mended, t: int, prediction: Prediction, options: RefineOptions) -> bool:
     """Write a prediction, or the own mask it agrees with, into the result; False if empty."""
     mask = prediction.mask
     if int(mask.sum()) < options.min_area:
         return False
     rle, own = masks.encode(mask), item.own[t]
+    item.propagated.add(t)
     if own is not None:
         overlap = float(masks.iou([rle], [own])[0, 0])
         item.agreement[t] = overlap
@@ -366,7 +303,7 @@ def _record(item: _Object, t: int, prediction: Prediction, options: RefineOption
     return True
 
 
-def _patch(prediction: Prediction) -> _Patch:
+def _patch(prediction: Prediction) -> Patch:
     """Cut a prediction, which is not empty, to its mask's box."""
     place = surrounding_box(prediction.mask != 0, 0)
     assert place is not None, "only masks of some area are kept"
@@ -374,7 +311,7 @@ def _patch(prediction: Prediction) -> _Patch:
 
 
 def _cycle_gate(
-    propagation: Propagation, objects: Sequence[_Object], options: RefineOptions
+    propagation: Propagation, objects: Sequence[Mended], options: RefineOptions
 ) -> None:
     """Take out the far end of a propagated stretch where the way back misses its start.
 
@@ -404,7 +341,7 @@ def _cycle_gate(
                 objects[number].gate(t)
 
 
-def _stretch(item: _Object, direction: int) -> list[int]:
+def _stretch(item: Mended, direction: int) -> list[int]:
     """Return the frames that rest on flow alone, after the known frame that they start from."""
     end = len(item.own) if direction > 0 else -1
     known = item.snapped | {item.key}
@@ -414,7 +351,7 @@ def _stretch(item: _Object, direction: int) -> list[int]:
 
 def _way_back(
     propagation: Propagation,
-    objects: Sequence[_Object],
+    objects: Sequence[Mended],
     tried: Mapping[int, int],
     starts: Mapping[int, int],
     direction: int,
@@ -437,46 +374,7 @@ def _way_back(
     return overlaps
 
 
-def _separate(objects: Sequence[_Object], video: VideoInfo, options: RefineOptions) -> None:
-    """Give each contested pixel to one instance.
-
-    `argmax`: to the largest probability (own masks are certain), ties to the higher score;
-    `score`: to the higher score. Then ties go to the earlier row.
-    """
-    order = sorted(range(len(objects)), key=lambda i: (objects[i].score, -i))
-    names: dict[object, int] = {}
-    instance = [names.setdefault(item.instance, len(names) + 1) for item in objects]
-    for t in range(video.length):
-        strongest = np.zeros((video.height, video.width), np.uint8)
-        winner = np.zeros((video.height, video.width), np.int32)
-        shapes: dict[int, NDArray[np.uint8]] = {}
-        for i in order:
-            rle = objects[i].rles[t]
-            if rle is not None:
-                shapes[i] = masks.decode(rle)
-                strength = _strength(objects[i], t, shapes[i], options)
-                wins = (shapes[i] != 0) & (strength >= strongest)
-                strongest[wins], winner[wins] = strength[wins], instance[i]
-        for i, shape in shapes.items():
-            left = shape * (winner == instance[i])
-            if int(left.sum()) < options.min_area:
-                objects[i].take_out(t)
-            elif int(left.sum()) < int(shape.sum()):
-                objects[i].rles[t] = masks.encode(left)
-
-
-def _strength(
-    item: _Object, t: int, shape: NDArray[np.uint8], options: RefineOptions
-) -> NDArray[np.uint8]:
-    """Return how strongly (H, W) an object claims the pixels of its mask in frame ``t``."""
-    out = np.full(shape.shape, 255, np.uint8)
-    if options.overlap == "argmax" and t in item.patches:
-        place, values = item.patches[t]
-        out[place] = values
-    return out
-
-
-def _refined(track: Track, item: _Object, method: str) -> Track:
+def _refined(track: Track, item: Mended, method: str) -> Track:
     """Return a row with its new masks; scores are copied, never made anew."""
     story: dict[str, Any] = {
         "keyframe": item.key,
@@ -496,4 +394,5 @@ def _refined(track: Track, item: _Object, method: str) -> Track:
         rles=tuple(item.rles),
         keyframe=item.key,
         lineage={**track.lineage, "refine": story},
+        quality=significant(item.quality()),
     )

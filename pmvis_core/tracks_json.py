@@ -173,6 +173,8 @@ def _track_to_json(track: Track) -> dict[str, Any]:
         record["keyframe"] = track.keyframe
     if track.lineage:
         record["lineage"] = dict(track.lineage)
+    if track.quality is not None:
+        record["quality"] = track.quality
     return record
 
 
@@ -245,6 +247,7 @@ def _track_from_json(row: Any, video: VideoInfo, categories: set[int], here: str
         keyframe=None if row.get("keyframe") is None else _typed(row, "keyframe", int, where),
         supervision=Supervision(stated),
         lineage=_typed({"lineage": {}, **row}, "lineage", dict, where),
+        quality=row.get("quality"),
     )
     check_track(track, video, categories, where)
     return track
@@ -255,8 +258,8 @@ def check_track(track: Track, video: VideoInfo, categories: set[int], here: str)
 
     Raises:
         DataError: wrong number of masks or scores, a category outside the vocabulary, a score
-            that is no number in [0, 1], a key frame outside the video, or a mask that does not
-            fill the video's frame exactly.
+            or quality that is no number in [0, 1], a key frame outside the video, or a mask that
+            does not fill the video's frame exactly.
     """
     if track.category_id not in categories:
         raise DataError(f"{here} has category id {track.category_id}, not in the vocabulary")
@@ -269,6 +272,8 @@ def check_track(track: Track, video: VideoInfo, categories: set[int], here: str)
     for score in (track.score, *(s for s in track.frame_scores if s is not None)):
         if not _is_share(score):
             raise DataError(f"{here} has score {score!r}, expected a number from 0 to 1")
+    if track.quality is not None and not _is_share(track.quality):
+        raise DataError(f"{here} has quality {track.quality!r}, expected a number from 0 to 1")
     if track.keyframe is not None and not 0 <= track.keyframe < video.length:
         raise DataError(f"{here} has key frame {track.keyframe} of {video.length} frames")
     masks.validate_track(track.rles, here)

@@ -1,17 +1,18 @@
 """The run loop of `train-image` and `train-video`, on one process or several.
 
-A run folder holds ``config.toml`` (what was resolved), ``run.json`` (what went in),
-``metrics.jsonl`` (the losses), ``state.pt`` (to resume) and, last, ``model.safetensors``. A step's
-data depend on the seed, the step and the process alone, so a resumed run equals an unbroken one.
-Several processes average their gradients after every step (`processes`, `learner`).
+A run folder is described in `training.run_folder`. Data, dropout and negatives depend on the seed,
+the step and a pair's number in it alone, so that a resumed run equals an unbroken one, and several
+processes equal one with the whole batch but for padding and dropout (`training.normalisers` says
+what their losses are divided by). They average their gradients after every step.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +29,18 @@ from pmvis_core.checkpoint import (
 from pmvis_core.config import TrainConfig
 from pmvis_core.data.datasets import annotation_ledger
 from pmvis_core.data.samples import ImageBatch, KeyReferencePair
+from pmvis_core.data.spares import PLAN, on_error_of
 from pmvis_core.losses import SetCriterion
-from pmvis_core.models.idol import IDOL, build_idol
+from pmvis_core.models.idol import IDOL, IdolPredictions, build_idol
 from pmvis_core.progress import Progress, silent
-from pmvis_core.systems.pmvis import RunConfig, Samples
+from pmvis_core.systems.pmvis import RunConfig
 from pmvis_core.training.learner import Learner, ParameterGroup
-from pmvis_core.training.processes import rank_and_world
+from pmvis_core.training.memory import checkpoint_activations
+from pmvis_core.training.normalisers import divisors_of
 from pmvis_core.training.run_folder import TrainJob
-from pmvis_core.training.run_loop import Steps, as_numbers, share_of_batch, start_run, take_steps
-from pmvis_core.types import Supervision
+from pmvis_core.training.run_loop import Steps, seed_torch, share_of_batch, start_run, take_steps
+from pmvis_core.training.validation import Validator
+from pmvis_core.types import Category, Supervision
 
 
 def _ignore(report: KeyReport) -> None:
@@ -52,7 +56,8 @@ def train(job: TrainJob, progress: Progress = silent, tell: Tell = _ignore) -> N
         tell: is told what became of the tensors of initial weights.
 
     Raises:
-        DataError: a sample cannot be read, or the loss is no longer finite.
+        DataError: a sample cannot be read, the loss is no longer finite, or videos cannot be
+            validated on.
         ResourceError: initial weights are missing or do not fit, or a process failed.
     """
     first = partial(_train_process, job, progress, tell)
@@ -63,41 +68,62 @@ def _train_process(job: TrainJob, progress: Progress, tell: Tell, device: str) -
     """Train as one process of possibly several."""
     job = replace(job, device=device)
     config = job.config
-    share = share_of_batch(config.train.pairs_per_batch, "pairs")
+    share = share_of_batch(config.train.pairs_per_batch, "pairs", config.train.accumulate)
     samples = job.stage.samples(config)
-    run = _Run.start(job, samples, tell)
+    validate, every = _validator(job, samples.categories)
+    run = Run.start(job, samples.categories, tell)
 
     def save(path: Path, weights: Mapping[str, Tensor]) -> None:
         save_model(path, weights, config.model, samples.categories, config.tracker)
 
-    steps = Steps(f"train {job.stage.name}", run.advance, save)
+    steps = Steps(
+        title=f"train {job.stage.name}",
+        losses=run.losses,
+        rates=run.rates,
+        save=save,
+        name=attrgetter("name"),
+        threads=job.workers,
+        on_error=on_error_of(config.train.on_error),
+        comparable_from=run.settled_from(),
+        validate=validate,
+        validate_every=every,
+    )
     take_steps(job, config.train, run.learner, samples.source, steps, share, progress)
 
 
+def _validator(job: TrainJob, categories: tuple[Category, ...]) -> tuple[Validator | None, int]:
+    """Return what scores weights, if anything does, and the steps between scores."""
+    told = job.validation
+    if told is None:
+        return None, 1
+    validator = Validator.open(told, job.config, categories, torch.device(job.device))
+    return validator, told.every or job.config.train.save_every
+
+
 @dataclass
-class _Run:
+class Run:
     """The moving parts of a run."""
 
     model: IDOL
     criterion: SetCriterion
     config: TrainConfig
     device: torch.device
+    seed: int
     learner: Learner
     factors: list[float]
     """Of the learning rate, by the learner's groups."""
 
     @classmethod
-    def start(cls, job: TrainJob, samples: Samples, tell: Tell) -> _Run:
-        """Build model and optimiser, initialised or resumed."""
-        rank, _ = rank_and_world()
-        device = torch.device(job.device)
+    def start(cls, job: TrainJob, categories: tuple[Category, ...], tell: Tell = _ignore) -> Run:
+        """Build model and optimiser with their initial weights."""
+        device, config = torch.device(job.device), job.config.train
         torch.manual_seed(job.seed)
-        model = build_idol(job.config.model, len(samples.categories))
+        model = build_idol(job.config.model, len(categories))
         reports = []
         if job.init_backbone:
             reports.append(initialise_backbone(model, job.init_backbone))
         if job.init:
-            reports.append(initialise(model, job.init, samples.categories))
+            reports.append(initialise(model, job.init, categories))
         for report in reports:
             tell(report)
         frozen = job.stage.frozen()
@@ -105,29 +131,53 @@ class _Run:
             if any(part in name for part in frozen):
                 parameter.requires_grad_(False)
         model.to(device).train()
-        learner, factors = _learner(model, job.config.train)
-        return cls(
-            model=model,
-            criterion=job.stage.criterion(_scaled_reid(job.config), job.seed + rank),
-            config=job.config.train,
-            device=device,
-            learner=learner,
-            factors=factors,
-        )
+        if config.channels_last:
+            model.backbone.to(memory_format=torch.channels_last)
+        if config.checkpoint_activations:
+            checkpoint_activations(model)
+        learner, factors = _learner(model, config)
+        if config.compile:
+            model.backbone.compile()
+        criterion = job.stage.criterion(_scaled_reid(job.config), job.seed)
+        criterion = replace(criterion, divisors=divisors_of(config.normaliser))
+        return cls(model, criterion, config, device, job.seed, learner, factors)
 
-    def advance(self, pairs: list[KeyReferencePair], step: int) -> tuple[dict[str, float], float]:
-        """Take one optimiser step; return this process's unweighted losses and the rate."""
+    def losses(self, pairs: list[KeyReferencePair], step: int, first: int) -> dict[str, Tensor]:
+        """Return the unweighted losses of some pairs and ``loss``, their weighted sum.
+
+        Args:
+            pairs: on any device.
+            step: how many steps were taken before.
+            first: number of the first pair in the step's whole batch.
+        """
+        seed_torch(self.seed, step, first)
         pairs = [pair.to(self.device) for pair in pairs]
-        images = [pair.key.image for pair in pairs] + [pair.reference.image for pair in pairs]
-        predictions = self.model(ImageBatch.of(images))
+        predictions = self.predict(pairs)
         count = len(pairs)
-        losses = self.criterion(
-            predictions.rows(0, count), predictions.rows(count, 2 * count), pairs, step
-        )
-        total = self.criterion.total(losses)
-        rate = self.rate(step)
-        norm = self.learner.step(total, step, [rate * factor for factor in self.factors])
-        return as_numbers({**losses, "loss": total, "gradient_norm": norm}, step), rate
+        views = predictions.rows(0, count), predictions.rows(count, 2 * count)
+        losses = self.criterion(*views, pairs, step, first=first)
+        return {**losses, "loss": self.criterion.total(losses)}
+
+    def predict(self, pairs: Sequence[KeyReferencePair]) -> IdolPredictions:
+        """Predict for the key frames, and behind them for the reference frames, in float32."""
+        frames = [pair.key for pair in pairs] + [pair.reference for pair in pairs]
+        batch = ImageBatch.of([frame.image for frame in frames])
+        if self.config.channels_last:
+            layout = batch.tensor.to(memory_format=torch.channels_last)
+            batch = replace(batch, tensor=layout)
+        half = self.config.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            predictions: IdolPredictions = self.model(batch)
+        return predictions.in_float32() if half else predictions
+
+    def rates(self, step: int) -> list[float]:
+        """Return the learning rates of the learner's groups at a step."""
+        return [self.rate(step) * factor for factor in self.factors]
+
+    def settled_from(self) -> int:
+        """Return the step from which every term of the loss has its full weight."""
+        weak = self.criterion.box_loss != "none"
+        return self.config.pairwise_warmup_steps if weak else 0
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step, before a group's factor."""
@@ -171,11 +221,14 @@ def _learner(model: IDOL, config: TrainConfig) -> tuple[Learner, list[float]]:
 def plan(job: TrainJob) -> dict[str, Any]:
     """Return what a job would train on and by which losses, without training.
 
+    No image is read, and missing ones are only warned of; but for those to validate on.
+
     Returns:
         ``title``, ``caption``, ``ledger`` (see `annotation_ledger`) and ``rows`` with source,
         supervision, annotations and losses.
     """
-    samples = job.stage.samples(job.config)
+    looking = replace(job.config, train=replace(job.config.train, on_error=PLAN))
+    samples = job.stage.samples(looking)
     criterion = job.stage.criterion(job.config, job.seed)
     ledger = annotation_ledger(samples.source)
     rows = [
@@ -190,11 +243,15 @@ def plan(job: TrainJob) -> dict[str, Any]:
         if counts.get(kind.value)
     ]
     train_config = job.config.train
+    validator, every = _validator(job, samples.categories)
+    told = (
+        f"; AP on {len(validator.held_out.videos)} videos every {every} steps" if validator else ""
+    )
     return {
         "title": f"{job.stage.name} stage, {job.config.model.backbone}, "
         f"{len(samples.categories)} categories",
         "caption": f"{train_config.steps} steps of {train_config.pairs_per_batch} pairs on "
-        f"{job.device}; video annotations: {ledger['human']['video_labels']}",
+        f"{job.device}{told}; video annotations: {ledger['human']['video_labels']}",
         "ledger": ledger,
         "rows": rows,
     }

@@ -92,6 +92,9 @@ class Track:
     """Where the masks come from."""
     lineage: Mapping[str, Any] = field(default_factory=dict)
     """What the stages did to this track, by stage name."""
+    quality: float | None = None
+    """Agreement of the image model's masks with the propagated ones, in [0, 1], as `refine`
+    measured it (`mending.Mended.quality`); None where nobody did."""
 
     @property
     def present(self) -> tuple[int, ...]:

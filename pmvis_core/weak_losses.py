@@ -5,6 +5,9 @@ projection term makes a mask as wide and as high as its box (section 3.1); the p
 neighbours of similar colour agree (section 3.2). Everything happens at stride 4, where mask
 logits live: h and w are a quarter of the padded batch's sides. The work over neighbours is done by
 `ops.lab_similarity` and `ops.pairwise_terms`; here is what they are asked.
+
+For clips there is the spatio-temporal form (STPA of BoxVIS, arXiv:2303.14618): `SpatioTemporal`, on
+every second pixel, by `ops.clip_pairs` and `ops.clip_pairwise_loss`.
 """
 
 from __future__ import annotations
@@ -106,6 +109,97 @@ class BoxInst:
         )
 
 
+@dataclass(frozen=True)
+class ClipAffinity:
+    """Which pixels of some clips' instances are pairs that should agree."""
+
+    pairs: Tensor
+    """(N, T, h, w) int16, a bit for each neighbour; see `ops.clip_pairs`."""
+    shifts: Tensor
+    """(N, T, 2) int64 rows and columns from each frame to the next."""
+    video_index: Tensor
+    """(N,) int64, the clip of each instance."""
+    size: tuple[int, int]
+    """(height, width) to which logits are enlarged before every second one is taken."""
+
+
+@dataclass(frozen=True)
+class SpatioTemporal:
+    """The settings of BoxVIS' pairwise loss (STPA); the defaults are those of its code."""
+
+    steps: tuple[tuple[int, int, int], ...] = ops.CLIP_STEPS
+    """Neighbours as frames, rows and columns, in cells of two pixels; see `ops.clip_pairs`."""
+    colour_threshold: float = 0.3
+    """Least similarity exp(-distance / 2) of two colours in LAB."""
+    patch_threshold: float = 0.9
+    """Least mean cosine of the features around two pixels, where features are given."""
+    patch_weight: float = 0.5
+    """Weight of the cosine; a pair counts where the weighted sum of both similarities is not below
+    that of the thresholds."""
+    halved_above_px: int = 480
+    """Longer side of the padded clip above which everything happens at half its size."""
+
+    @torch.no_grad()
+    def affinity(
+        self,
+        images: Tensor,
+        boxes: Tensor,
+        video_index: Tensor,
+        features: Tensor | None = None,
+    ) -> ClipAffinity:
+        """Find the pairs of a step, for the outputs of all decoder layers.
+
+        Args:
+            images: (B, T, 3, H, W) uint8 RGB, augmented, padded with zeros to even sides.
+            boxes: (N, T, 4) xyxy in pixels, 0 0 0 0 where an instance is absent.
+            video_index: (N,) int64, the clip of each instance.
+            features: (B, T, C, ., .) of any size, of the student; None: colours alone decide.
+
+        Raises:
+            ValueError: the images have another shape or type, or odd sides.
+        """
+        if images.ndim != 5 or images.shape[-1] % 2 or images.shape[-2] % 2:
+            raise ValueError(
+                f"images have shape {tuple(images.shape)}, expected (B, T, 3, H, W), H and W even"
+            )
+        clips, padded = images.shape[:2], (images.shape[3], images.shape[4])
+        block = 2 if max(padded) > self.halved_above_px else 1
+        size = (padded[0] // block, padded[1] // block)
+        colours = ops.lab_means(images.flatten(0, 1), 2 * block, block).unflatten(0, clips)
+        height, width = colours.shape[-2:]
+        cells = ops.clip_cells(boxes, height, width, 2 * block, block)
+        shifts = ops.clip_shifts(boxes, padded, (height, width))
+        threshold, patches = self.colour_threshold, None
+        if features is not None:
+            threshold += self.patch_weight * self.patch_threshold
+            patches = _resized(features.flatten(0, 1), size).unflatten(0, clips)
+        pairs = ops.clip_pairs(
+            colours,
+            video_index,
+            cells,
+            shifts,
+            self.steps,
+            threshold,
+            patches=patches,
+            patch_weight=self.patch_weight,
+        )
+        return ClipAffinity(pairs, shifts, video_index, size)
+
+    def pairwise_loss(self, logits: Tensor, affinity: ClipAffinity) -> Tensor:
+        """Return the mean disagreement of each clip's pairs, averaged over clips that have any.
+
+        It is not divided by the number of instances: large ones dominate, as published.
+
+        Args:
+            logits: (N, T, ., .) of the padded clip at any stride.
+            affinity: of the same instances.
+        """
+        grid = _resized(logits, affinity.size)[..., ::2, ::2]
+        return ops.clip_pairwise_loss(
+            grid, affinity.pairs, affinity.shifts, self.steps, affinity.video_index
+        )
+
+
 def projection_loss(logits: Tensor, inside: Tensor) -> Tensor:
     """Return how badly a mask's projections on the two axes cover its box's.
 
@@ -135,6 +229,11 @@ def box_masks(boxes: Tensor, height: int, width: int) -> Tensor:
         (N, h, w) bool.
     """
     return ops.cell_masks(ops.box_cells(boxes, height, width), height, width)
+
+
+def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize (N, C, ., .) maps."""
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 
 def _squared_dice(p: Tensor, target: Tensor) -> Tensor:

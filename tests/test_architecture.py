@@ -14,12 +14,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 FLOORS: dict[int, frozenset[str]] = {
     5: frozenset(
-        "train training propagator_training infer inference refine propagation filter evaluation "
-        "submission report synthetic demo doctor".split()
+        "train training propagator_training infer inference refine mending propagation filter "
+        "evaluation submission data_check report synthetic demo doctor self_train".split()
     ),
     4: frozenset(["systems"]),
     3: frozenset("models weights checkpoint association".split()),
-    2: frozenset("nn matching weak_losses losses data devices".split()),
+    2: frozenset("nn matching weak_losses losses reid_losses data devices".split()),
     1: frozenset(
         "masks ops formats tracks_io tracks_json video categories image_sets config".split()
     ),

@@ -100,3 +100,46 @@ def test_broken_toml_is_bad_data(tmp_path: Path) -> None:
 def test_published_numbers_are_the_defaults() -> None:
     preset = IMAGE_PRESETS["resnet50"]
     assert preset == replace(preset, model=ModelConfig(), train=TrainConfig())
+
+
+PUBLISHED = [
+    # name, image stage's steps, pairs, falls, video stage's, shortest, cap, rows at test
+    ("resnet50", (59200, 32, (22200, 44400)), (12000, 32, (8000,)), 320, 768, 480),
+    ("resnet50-coco", (59200, 32, (22200, 44400)), (12000, 32, (8000,)), 320, 768, 640),
+    ("swin-l-coco", (148000, 16, (59200, 118400)), (12000, 32, (8000,)), 320, 768, 800),
+    ("resnet101-ytvis2019", (12000, 32, (8000,)), (12000, 32, (8000,)), 320, 768, 480),
+    ("swin-l-ytvis2021", (12000, 32, (8000,)), (12000, 32, (8000,)), 320, 768, 480),
+    ("resnet50-ovis", (12000, 16, (8000,)), (12000, 16, (8000,)), 480, 1333, 720),
+    ("resnet50-ytvis2019-code", (50000, 4, (8000,)), (50000, 4, (8000,)), 320, 768, 480),
+    ("swin-l-ytvis2019-code", (50000, 4, (32000,)), (50000, 4, (8000,)), 320, 768, 480),
+    ("swin-l-ovis-code", (12000, 4, (8000,)), (50000, 4, (8000,)), 480, 1333, 720),
+]
+
+
+@pytest.mark.parametrize("name, image, video, shortest, cap, rows", PUBLISHED)
+def test_presets_have_the_published_numbers(
+    name: str,
+    image: tuple[int, int, tuple[int, ...]],
+    video: tuple[int, int, tuple[int, ...]],
+    shortest: int,
+    cap: int,
+    rows: int,
+) -> None:
+    stages = find_preset(IMAGE_PRESETS, name), find_preset(VIDEO_PRESETS, name)
+    for stage, numbers in zip(stages, (image, video), strict=True):
+        train = stage.train
+        assert (train.steps, train.pairs_per_batch, train.milestones) == numbers
+        assert train.learning_rate == (2e-4 if train.steps > 50000 else 1e-4)
+        assert (train.clip_norm, train.pairwise_warmup_steps) == (0.01, 10000)
+        assert (train.box_only_share, train.pseudo_mask_factor) == (3 / 7, 0.5)
+        assert stage.augment.crop_range == (384, 600)
+        assert stage.tracker.short_side == rows
+        assert stage.tracker.mask_nms == stage.tracker.new_score + (0.0 if rows == 720 else 0.3)
+        assert name.replace("-", "_").startswith(stage.model.backbone)
+    assert stages[0].augment.max_size == 1333
+    assert (stages[1].augment.min_sizes[0], stages[1].augment.max_size) == (shortest, cap)
+
+
+def test_both_stages_know_the_same_presets() -> None:
+    assert list(IMAGE_PRESETS) == list(VIDEO_PRESETS)
+    assert all(preset.preset == name for name, preset in VIDEO_PRESETS.items())

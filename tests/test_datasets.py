@@ -339,6 +339,16 @@ def test_instances_of_one_frame_only(tmp_path: Path) -> None:
     assert len(pair.key.targets.ignored) == 0
 
 
+def test_unseen_rows_stay_where_they_are_asked_for(tmp_path: Path) -> None:
+    here, there = rectangle(1, 1, 11, 11), rectangle(40, 20, 60, 40)
+    tracks = (track(1, [None, there]), track(2, [here, None], category_id=7))
+    path = write_videos(tmp_path, [VideoTracks(info(1, 2), tracks)])
+    pair = PseudoVideos(path, tmp_path, AS_IS, keep_unseen=True).sample(0, rng())
+    assert pair.key.targets.valid.tolist() == [False, True]
+    assert pair.reference.targets.valid.tolist() == [True, False]
+    assert pair.key.targets.labels.tolist() == pair.reference.targets.labels.tolist() == [0, 1]
+
+
 def test_set_aside_tracks_become_ignored_regions(tmp_path: Path) -> None:
     box, other = rectangle(0, 0, 30, 20), rectangle(30, 20, 60, 40)
     video = VideoTracks(
@@ -355,6 +365,46 @@ def test_set_aside_tracks_become_ignored_regions(tmp_path: Path) -> None:
     assert torch.allclose(pair.key.targets.ignored, torch.tensor([[0.25, 0.75, 0.5, 0.5]]))
     assert len(pair.reference.targets.ignored) == 0
     assert len(pair.key.targets) == 1
+
+
+def test_dropped_tracks_become_background_where_that_is_asked_for(tmp_path: Path) -> None:
+    box, other = rectangle(0, 0, 20, 15), rectangle(30, 20, 60, 40)
+    crowd = rectangle(40, 0, 60, 15)
+    video = VideoTracks(
+        info(1, 2),
+        (track(1, [box, box]),),
+        (track(2, [other, other], lineage={"filter": "topk"}), track(3, [crowd, crowd])),
+    )
+    path = write_videos(tmp_path, [video])
+    for dropped, regions in ((None, 2), ("ignore", 2), ("background", 1)):
+        videos = PseudoVideos(path, tmp_path, AS_IS, dropped=dropped)
+        assert len(videos.sample(0, rng()).key.targets.ignored) == regions
+        assert videos.ledger()["videos"]["ignored"] == regions
+
+
+@pytest.mark.parametrize(
+    ("lineage", "stage"),
+    [
+        ({"stage": "filter", "topk": 1}, "filter"),
+        ({"stage": "refine", "keep": {"topk": 1}}, "refine"),
+        ({"stage": "filter", "topk": 1, "keep_ignored": True}, ""),
+        ({"stage": "infer"}, ""),
+    ],
+)
+def test_dropped_tracks_that_the_file_has_not_cannot_be_ignored(
+    tmp_path: Path, lineage: dict[str, Any], stage: str
+) -> None:
+    box = rectangle(0, 0, 20, 15)
+    path = write_videos(tmp_path, [VideoTracks(info(1, 2), (track(1, [box, box]),))])
+    header, *rest = path.read_text().splitlines(keepends=True)
+    changed = json.loads(header) | {"lineage": [lineage]}
+    path.write_text(json.dumps(changed) + "\n" + "".join(rest))
+    if stage:
+        with pytest.raises(DataError, match=f"without the tracks that `{stage}` dropped"):
+            PseudoVideos(path, tmp_path, AS_IS, dropped="ignore")
+    else:
+        PseudoVideos(path, tmp_path, AS_IS, dropped="ignore")
+    PseudoVideos(path, tmp_path, AS_IS)
 
 
 def test_set_aside_duplicates_are_no_ignored_regions(tmp_path: Path) -> None:

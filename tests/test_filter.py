@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pmvis_core import masks
-from pmvis_core.errors import UsageError
+from pmvis_core.errors import DataError, UsageError
 from pmvis_core.filter import FilterRule, filter_tracks, sweep
 from pmvis_core.types import RLE, Track, VideoInfo, VideoTracks
 
@@ -162,6 +162,7 @@ def test_every_cell_of_a_sweep_equals_a_filter_run(
     videos: list[VideoTracks], overlap: float | None
 ) -> None:
     cells = sweep(videos, [0, 1, 3], [0.0, 0.2, 0.5], overlap)
+    assert all(cell.quality == 0 for cell in cells)
     assert [(c.topk, c.pscore) for c in cells][:4] == [(0, 0.0), (0, 0.2), (0, 0.5), (1, 0.0)]
     for cell in cells:
         rule = FilterRule(cell.topk, cell.pscore, overlap)
@@ -169,6 +170,37 @@ def test_every_cell_of_a_sweep_equals_a_filter_run(
         assert cell.tracks == sum(map(len, left))
         assert cell.videos == sum(map(bool, left))
         assert cell.categories == len({t.category_id for tracks in left for t in tracks})
+
+
+@settings(max_examples=40, deadline=None)
+@given(clips(), st.data(), st.integers(0, 3), st.sampled_from([0.0, 0.2]))
+def test_quality_is_asked_before_the_places_are_given(
+    video: VideoTracks, data: st.DataObject, topk: int, pscore: float
+) -> None:
+    shares = st.sampled_from([0.0, 0.3, 0.5, 1.0])
+    video = video.with_tracks(tuple(replace(t, quality=data.draw(shares)) for t in video.tracks))
+    rule = FilterRule(topk, pscore, keep_ignored=True, quality=0.5)
+    outcome = filter_tracks(video, rule)
+    good = video.with_tracks(tuple(t for t in video.tracks if (t.quality or 0.0) >= 0.5))
+    assert outcome.kept.tracks == filter_tracks(good, FilterRule(topk, pscore)).kept.tracks
+    for entry in outcome.dropped:
+        if entry.rule == "quality":
+            assert entry.track.score >= pscore
+            assert (entry.track.quality or 0.0) < 0.5
+    (cell,) = sweep([video], [topk], [pscore], qualities=[0.5])
+    assert (cell.quality, cell.tracks) == (0.5, len(outcome.kept.tracks))
+    assert rule.as_json()["quality"] == 0.5
+
+
+def test_a_track_without_quality_is_refused_only_where_it_is_asked_for() -> None:
+    video = clip(replace(track(1, 0.9), quality=0.9), track(7, 0.1))
+    assert kept(video, FilterRule(quality=0.0)) == [1, 7]
+    with pytest.raises(DataError, match="track 7 has no quality to filter by"):
+        filter_tracks(video, FilterRule(pscore=0.5, quality=0.1))
+    with pytest.raises(DataError, match="track 7 has no quality"):
+        sweep([video], [0], [0.5], qualities=[0.0, 0.1])
+    with pytest.raises(UsageError, match=r"quality is 1.5, expected"):
+        FilterRule(quality=1.5)
 
 
 @pytest.mark.parametrize(

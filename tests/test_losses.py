@@ -17,12 +17,11 @@ from pmvis_core.errors import DataError
 from pmvis_core.losses import (
     LossWeights,
     SetCriterion,
-    contrastive_loss,
     dice_loss,
-    draw_negatives,
     sigmoid_focal_loss,
 )
 from pmvis_core.matching import OptimalTransportMatcher, PaddedTargets, to_xyxy
+from pmvis_core.reid_losses import contrastive_loss, draw_negatives, negative_keys
 from pmvis_core.types import Supervision
 from pmvis_core.weak_losses import BoxInst, box_masks, projection_loss
 from tests.golden_idol import assert_equal
@@ -366,9 +365,64 @@ def test_drawn_negatives_are_ten_a_positive():
     positives[0, :2] = positives[1, :9] = positives[2, :1] = True
     negatives = torch.zeros_like(positives)
     negatives[:, 10:45] = True
-    drawn = draw_negatives(positives, negatives, torch.Generator().manual_seed(0))
+    drawn = draw_negatives(positives, negatives, negative_keys((1, 3, 50), (0, 0, 0))[0])
     assert drawn.sum(1).tolist() == [20, 35, 10]
     assert not (drawn & ~negatives).any()
+
+
+def _weak_by_published_lists(key: _Outputs, frames: list[Frame], boxinst: BoxInst) -> list[float]:
+    """BoxInst with the published code's lists of boxes, which hold invisible instances too."""
+    targets = PaddedTargets.of([f.targets for f in frames])
+    match = _MATCHER(key.logits, key.boxes, targets)
+    lists: list[list[Tensor]] = []
+    for frame in frames:
+        if not len(frame.targets):
+            break
+        lists.append(list(frame.targets.boxes))
+    total = [0.0, 0.0]
+    for layer in range(_LAYERS):
+        prj, terms, edges = [], [], 0.0
+        for at in (match.layer == layer).nonzero()[:, 0].tolist():
+            b, q, g = int(match.frame[at]), int(match.query[at]), int(match.instance[at])
+            if b >= len(lists):
+                continue
+            frame = frames[b]
+            number = [i for i, seen in enumerate(frame.targets.valid) if seen].index(g)
+            h, w = frame.image.shape[1:]
+            pixels = (to_xyxy(lists[b][number]) * torch.tensor([w, h, w, h]))[None]
+            logits = key.masks[layer, b, q][None]
+            affinity = boxinst.affinity([frame.image], [frame.original_height], *logits.shape[1:])
+            sums, count = boxinst.pairwise_loss(logits, affinity, torch.tensor([0]), pixels)
+            inside = box_masks(pixels, *logits.shape[1:])
+            prj.append(projection_loss(logits, inside).item())
+            terms.append(sums.item())
+            edges += count.item()
+        total[0] += sum(prj) / max(len(prj), 1)
+        total[1] += sum(terms) / max(edges, 1.0)
+    return total
+
+
+def test_misplaced_boxes_are_the_published_ones():
+    kinds, boxinst = (BOX, BOX, BOX), BoxInst(warmup_steps=1, bottom_rows=1)
+    frames = [
+        _frame(kinds, 0, valid="011"),
+        _frame(kinds, 1, (14, 21), valid="101"),
+        _frame((), 2),
+        _frame(kinds, 3),
+    ]
+    pairs = [KeyReferencePair(frame, frame) for frame in frames]
+    key, reference = _Outputs.random(4, 0), _Outputs.random(4, 1)
+    published = SetCriterion(
+        matcher=_MATCHER, box_loss="box", boxinst=boxinst, misplaced_boxes=True
+    )
+    right = replace(published, misplaced_boxes=False)
+    found, plain = (made(key, reference, pairs, 0) for made in (published, right))
+    expected = _weak_by_published_lists(key, frames, boxinst)
+    for name, value in zip(("loss_prj", "loss_pairwise"), expected, strict=True):
+        assert found[name].item() == pytest.approx(value, rel=1e-7)
+        assert found[name] != plain[name]
+    others = set(plain) - {"loss_prj", "loss_pairwise"}
+    assert all(found[name] == plain[name] for name in others)
 
 
 def test_empty_key_frames_still_teach_what_is_background():

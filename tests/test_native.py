@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from pmvis_core import doctor, native
+from pmvis_core.evaluation import compiled
+from pmvis_core.formats import coco_tables
 
 CSRC = Path(__file__).resolve().parents[1] / "csrc"
 
@@ -56,6 +58,35 @@ def test_a_library_that_does_not_load_falls_back_and_says_so(tmp_path: Path) -> 
     )
     printed = _run(script, PMVIS_LIB_DIR=str(tmp_path), PMVIS_NATIVE="on")
     assert printed.splitlines() == ["< True", "torch True"]
+
+
+@pytest.mark.parametrize("text", ["", 'extern "C" long pmvis_eval_version() { return 0; }'])
+def test_an_evaluator_of_another_version_is_not_used(text: str, tmp_path: Path) -> None:
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    (tmp_path / "old.cpp").write_text(text)
+    command = [compiler, "-shared", "-fPIC", "-o", str(tmp_path / "_eval.so")]
+    subprocess.run([*command, str(tmp_path / "old.cpp")], check=True)
+    script = (
+        "from pmvis_core.evaluation import compiled\nlibrary, reason = compiled.load_library()\n"
+        "print(library, reason.split('`')[2])"
+    )
+    printed = _run(script, PMVIS_LIB_DIR=str(tmp_path), PMVIS_NATIVE="on")
+    assert printed == "None  is of another version: install pmvis again"
+
+
+def test_the_evaluator_names_our_version() -> None:
+    text = (CSRC / "vis_eval.cpp").read_text()
+    assert f"kVersion = {compiled.VERSION};" in text
+
+
+@pytest.mark.parametrize(
+    ("source", "version"),
+    [("coco_index.cpp", coco_tables.VERSION), ("masks.cpp", native.MASKS_VERSION)],
+)
+def test_a_library_names_our_version(source: str, version: int) -> None:
+    assert f"kVersion = {version};" in (CSRC / source).read_text()
 
 
 def test_masks_do_not_import_torch() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,10 +13,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from pmvis_core import masks, ops
-from pmvis_core.ops import deformable, mask_runs
-from tests import test_ops, test_ops_masks, test_ops_pairwise
+from pmvis_core import infer, masks, ops
+from pmvis_core.ops import deformable, fused_deformable, mask_runs
+from pmvis_core.types import RLE
+from tests import (
+    test_ops,
+    test_ops_clip_pairwise,
+    test_ops_fused,
+    test_ops_masks,
+    test_ops_pairwise,
+)
 from tests.emulated import needs_compiler, operators
+from tests.ops_runs import needs_kernel
 
 pytestmark = needs_compiler
 
@@ -182,6 +192,102 @@ def test_the_launchers_refuse_what_they_cannot_read():
             operators().deformable_attention(*good[:place], wrong, *good[place + 1 :])
 
 
+def run_fused(
+    call: test_ops_fused.Call, dtype: torch.dtype, *, fixed: bool = False
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return output and gradients of the emulated kernels, and of the twin in float64."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    call = call.to(wide, value=dtype)
+    output = operators().fused_deformable_attention(*call.operands)
+    random = torch.Generator().manual_seed(7)
+    grad = torch.randn(output.shape, generator=random, dtype=torch.float64).to(dtype)
+    bound = torch.empty(0, dtype=wide)
+    if fixed:
+        bound = fused_deformable.largest_fused_sum(grad, call.logits.detach())
+    backward = operators().fused_deformable_attention_backward
+    found = list(backward(grad, *call.operands, bound, True))
+    none = backward(grad, *call.operands, bound, False)
+    assert none[1].numel() == 0
+    assert all(torch.equal(found[place], none[place]) for place in (2, 3))
+    found[1] = found[1].sum(2)
+    exact = call.to(torch.float64)
+    expected = ops.fused_deformable_attention(*exact, backend="torch")
+    return [output, *found], [
+        expected,
+        *torch.autograd.grad(expected, exact.leaves, grad.double()),
+    ]
+
+
+@pytest.mark.parametrize("channels", [1, 8, 20, 32, 72])
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("size", [2, 4])
+def test_fused_attention_equals_its_twin(channels: int, dtype: torch.dtype, size: int):
+    for padded, points in ((False, 1), (True, 7)):
+        call = test_ops_fused.make_call(channels, size, padded=padded, points=points)
+        got, expected = run_fused(call, dtype, fixed=padded)
+        types = (dtype, dtype, *[torch.promote_types(dtype, torch.float32)] * 3)
+        assert [t.dtype for t in got] == list(types)
+        for mine, twin in zip(got, expected, strict=True):
+            off = max(tolerance(mine.dtype), 1e-11)
+            torch.testing.assert_close(mine.double(), twin, rtol=off, atol=off * 5)
+
+
+@needs_kernel
+def test_fused_attention_of_what_is_no_number():
+    call = test_ops_fused.make_call(8).to(torch.float32)
+    offsets, logits = call.offsets.detach().clone(), call.logits.detach().clone()
+    offsets[0, 0] = math.nan
+    logits[0, 1, 0, 0, 0] = math.nan
+    logits[0, 2] = -math.inf
+    logits[0, 3, 1, 1] = -math.inf
+    operands = call._replace(offsets=offsets, logits=logits).operands
+    got = operators().fused_deformable_attention(*operands)
+    expected = torch.ops.pmvis.fused_deformable_attention(*operands)
+    torch.testing.assert_close(got, expected, rtol=2e-4, atol=1e-5, equal_nan=True)
+    assert not got[0, 0].any()
+    assert got[0, 1].isnan().sum() == 8
+    assert got[0, 2].isnan().all()
+
+
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    """Ask torch for results that are always the same."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_torch_asks_for_sums_in_one_order(fused, deterministic, monkeypatch: pytest.MonkeyPatch):
+    """Through autograd's rules, as on a GPU: the order of the blocks changes no bit."""
+    value, levels, locations, weights = (
+        t if isinstance(t, list) else t.detach().float() for t in neighbours(150)
+    )
+    module: Any = fused_deformable if fused else deformable
+    monkeypatch.setattr(module, "operator", lambda name: getattr(operators(), name))
+    monkeypatch.setattr(deformable, "_ORDERED", frozenset())
+    operands = [value, torch.tensor(levels), locations, weights]
+    if fused:
+        offsets = torch.randn(locations.shape, generator=torch.Generator().manual_seed(1))
+        references = torch.full((1, 150, 3, 2), 0.4)
+        operands[2:] = [references, offsets, weights, torch.empty(0, dtype=torch.bool)]
+    grad = torch.randn(1, 150, 16, generator=torch.Generator().manual_seed(0))
+    context = SimpleNamespace(saved_tensors=operands, needs_input_grad=(True,) * 6)
+
+    def gradients(backwards: str) -> list[Tensor]:
+        with monkeypatch.context() as patch:
+            patch.setenv("PMVIS_EMULATE_BACKWARDS", backwards)
+            if not backwards:
+                patch.delenv("PMVIS_EMULATE_BACKWARDS")
+            return [t for t in module._backward(context, grad) if t is not None]
+
+    same = [torch.equal(*pair) for pair in zip(gradients(""), gradients("1"), strict=True)]
+    assert all(same)
+    torch.use_deterministic_algorithms(False)
+    same = [torch.equal(*pair) for pair in zip(gradients(""), gradients("1"), strict=True)]
+    assert same == [False, *[True] * (len(same) - 1)]
+
+
 @pytest.mark.parametrize("size", [(1, 1, 1), (2, 3, 40), (2, 33, 17)])
 @pytest.mark.parametrize("window", [(3, 2), (5, 3), (3, 16)])
 def test_similarity_equals_its_twin(size, window):
@@ -259,6 +365,50 @@ def test_what_is_no_number_or_no_image_gives_none():
     assert not gradient.any()
 
 
+@pytest.mark.parametrize("stride, block", [(1, 1), (4, 2)])
+def test_colour_means_equal_their_twin(stride, block):
+    images = test_ops_pairwise.photo(2, 21, 34)
+    torch.testing.assert_close(
+        operators().lab_means(images, stride, block),
+        ops.lab_means(images, stride, block, backend="torch"),
+        rtol=1e-5,
+        atol=2e-5,
+    )
+
+
+@pytest.mark.parametrize("frames, patches", [(1, False), (3, False), (2, True)])
+def test_pairs_of_clips_equal_their_twin(frames: int, patches: bool):
+    clips = test_ops_clip_pairwise.make_clips(12, 37, frames, patches=patches)
+    pairs = operators().clip_pairs(*test_ops_clip_pairwise.operands(clips))
+    expected = test_ops_clip_pairwise.find_pairs(clips, "torch")
+    assert expected.any()
+    assert (pairs != expected).sum() <= 1e-3 * pairs.numel()
+    astray = clips._replace(video_index=clips.video_index * 9 - 1)
+    assert not operators().clip_pairs(*test_ops_clip_pairwise.operands(astray)).any()
+
+
+@pytest.mark.parametrize("dtype, off", [(torch.float32, 2e-6), (torch.float64, 1e-12)])
+def test_terms_of_clips_equal_their_twin(dtype, off):
+    clips = test_ops_clip_pairwise.make_clips(12, 37)
+    for pairs in (
+        test_ops_clip_pairwise.find_pairs(clips, "torch"),
+        torch.full(clips.logits.shape, -1, dtype=torch.int16),  # neighbours beyond the map as well
+    ):
+        logits = clips.logits.to(dtype)
+        steps = torch.tensor(clips.steps)
+        got = operators().clip_terms(logits, pairs, clips.shifts, steps, True)
+        without = operators().clip_terms(logits, pairs, clips.shifts, steps, False)
+        assert torch.equal(got[0], without[0])
+        assert without[2].numel() == 0
+        wide = logits.double().requires_grad_()
+        terms, edges = ops.clip_pairwise_terms(
+            wide, pairs, clips.shifts, clips.steps, backend="torch"
+        )
+        expected = (terms, edges, *torch.autograd.grad(terms.sum(), wide))
+        for mine, twin in zip(got, expected, strict=True):
+            torch.testing.assert_close(mine.double(), twin.detach(), rtol=off, atol=4 * off)
+
+
 @pytest.mark.parametrize("size", [(90, 123), (20, 30), (7, 200), (1, 1), (33, 1), (300, 5)])
 def test_masks_are_those_of_the_twin(size, monkeypatch: pytest.MonkeyPatch):
     emulated = operators()
@@ -266,10 +416,48 @@ def test_masks_are_those_of_the_twin(size, monkeypatch: pytest.MonkeyPatch):
     logits = test_ops_masks.blobs(3, 20, 30)
     logits[1] = -1
     got = mask_runs._through_events(logits, size, 0.2)
-    expected = ops.logits_to_rle(logits, size, 0.2, backend="torch")
-    for mine, twin in zip(got, expected, strict=True):
-        # A sum may round the other way at the threshold itself.
-        apart = masks.decode(mine) != masks.decode(twin)
-        assert apart.sum() <= 1e-3 * apart.size
+    assert same_masks(got, ops.logits_to_rle(logits, size, 0.2, backend="torch"))
     assert masks.area(got[1]) == 0
     assert mask_runs._through_events(logits[:0], size, 0.2) == []
+
+
+def same_masks(found: list[RLE], expected: list[RLE]) -> bool:
+    """Tell whether masks are the same, but for rounding where torch does not fuse operations."""
+    if torch.backends.cpu.get_cpu_capability() != "DEFAULT":
+        return found == expected
+    pairs = zip(found, expected, strict=True)
+    return all((masks.decode(a) != masks.decode(b)).mean() < 1e-3 for a, b in pairs)
+
+
+@pytest.mark.parametrize("original", [(720, 405), (61, 97), (33, 1)])
+def test_inference_encodes_what_it_does_on_a_cpu(original, monkeypatch: pytest.MonkeyPatch):
+    emulated = operators()
+    monkeypatch.setattr(mask_runs, "operator", lambda name: getattr(emulated, name))
+    logits, resized = test_ops_masks.blobs(4, 24, 32), (90, 121)
+    logits = (logits * 2).round() / 2  # many pixels lie at the threshold itself
+    picks = infer._places(resized, original, logits.device)
+    got = mask_runs._through_events(logits, infer._enlarged_size(logits), 0.0, picks)
+    assert same_masks(got, infer.encode_masks(logits, resized, original))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (33, 5), (31, 40), (300, 40)])
+def test_stacks_equal_their_twin(size):
+    random = torch.Generator().manual_seed(size[0])
+    dense = torch.rand(5, *size, generator=random) < torch.linspace(0, 0.3, 5)[:, None, None]
+    stack, few = ops.mask_stack(dense), ops.mask_stack(dense[1:4])
+    assert torch.equal(operators().mask_pack(dense), stack.words)
+    found = operators().mask_extents(stack.words)
+    areas, boxes = ops.mask_extents(stack)
+    assert torch.equal(found[:, 0], areas)
+    assert torch.equal(found[:, 1:], boxes)
+    common = (dense[:, None] & dense[None, 1:4]).sum((2, 3))
+    assert torch.equal(operators().mask_overlaps(stack.words, few.words), common)
+
+
+def test_bits_of_logits_equal_their_twin():
+    logits, nothing = test_ops_masks.blobs(3, 20, 30), torch.empty(0, dtype=torch.int32)
+    words, counts = operators().mask_events(logits, nothing, nothing, 77, 90, 0.1, False)
+    stack = ops.mask_stack(logits, (77, 90), 0.1)
+    assert (words != stack.words).sum() <= 2
+    full = ops.MaskStack(words, (77, 90))
+    assert torch.equal(counts.sum((1, 2)), ops.mask_extents(full)[0])

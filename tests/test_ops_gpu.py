@@ -11,9 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from pmvis_core import masks, ops
+from pmvis_core import infer, masks, ops
 from pmvis_core.ops import library
-from tests import test_ops, test_ops_masks, test_ops_pairwise
+from tests import (
+    test_ops,
+    test_ops_clip_pairwise,
+    test_ops_fused,
+    test_ops_local_attention,
+    test_ops_masks,
+    test_ops_pairwise,
+)
 from tests.test_ops_emulated import TYPES, neighbours, tolerance
 
 CARRIER: ops.Backend = "compiled" if library.GPU.loaded else "jit"
@@ -58,6 +65,29 @@ def test_attention_equals_its_twin(channels, dtype):
             torch.testing.assert_close(mine.double().cpu(), twin, rtol=off, atol=5 * off)
 
 
+@pytest.mark.parametrize("channels", [3, 8, 32, 72])
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("size", [2, 4])
+def test_fused_attention_equals_its_twin(channels, dtype, size):
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    for padded in (False, True):
+        call = test_ops_fused.make_call(channels, size, padded=padded, points=7)
+        call = call.to(wide, value=dtype)
+        there = [t.detach().cuda().requires_grad_() for t in call.leaves]
+        padding = None if call.padding is None else call.padding.cuda()
+        output = ops.fused_deformable_attention(
+            there[0], call.levels, *there[1:], padding, backend=CARRIER
+        )
+        grad = torch.ones_like(output)
+        got = [output, *torch.autograd.grad(output, there, grad)]
+        exact = call.to(torch.float64)
+        expected = ops.fused_deformable_attention(*exact, backend="torch")
+        wanted = [expected, *torch.autograd.grad(expected.sum(), exact.leaves)]
+        for mine, twin in zip(got, wanted, strict=True):
+            off = max(tolerance(mine.dtype), 1e-11)
+            torch.testing.assert_close(mine.double().cpu(), twin, rtol=off, atol=5 * off)
+
+
 @pytest.mark.parametrize("dtype", TYPES)
 def test_deterministic_attention(deterministic, dtype):
     first, expected = attend(neighbours(3000), dtype)
@@ -80,6 +110,24 @@ def test_attention_in_torch_compile_and_opcheck():
     operands = (value.requires_grad_(), torch.tensor(levels), locations, weights)
     found = torch.library.opcheck(operator, operands, test_utils=("test_schema", "test_faketensor"))
     assert set(found.values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("case", test_ops_local_attention.CASES)
+@pytest.mark.parametrize("dtype", TYPES)
+def test_windows_equal_their_twin(case, dtype):
+    wide = torch.promote_types(dtype, torch.float32)
+    call = test_ops_local_attention.make_call(case).to(dtype, wide)
+    there = call._replace(
+        **{name: t.cuda() for name, t in call._asdict().items() if isinstance(t, Tensor)}
+    )
+    leaves = [t.detach().requires_grad_() for t in there.leaves]
+    got = test_ops_local_attention.results(
+        test_ops_local_attention.Call(*leaves, *there[4:]), backend=CARRIER
+    )
+    expected = test_ops_local_attention.results(call.to(torch.float64), backend="torch")
+    for mine, twin in zip(got, expected, strict=True):
+        off = max(tolerance(mine.dtype), 1e-11)
+        torch.testing.assert_close(mine.double().cpu(), twin, rtol=off, atol=5 * off)
 
 
 @pytest.mark.parametrize("size", [(1, 1, 1), (2, 33, 17), (2, 200, 301)])
@@ -122,3 +170,54 @@ def test_masks_are_those_of_the_twin(size):
         apart = masks.decode(mine) != masks.decode(twin)
         assert apart.sum() <= 1e-4 * apart.size + 1
     assert ops.logits_to_rle(logits[:0].cuda(), size, backend=CARRIER) == []
+
+
+@pytest.mark.parametrize("patches", [False, True])
+@pytest.mark.parametrize("dtype, off", [(torch.float32, 5e-6), (torch.float64, 1e-12)])
+def test_clips_equal_their_twins(patches, dtype, off):
+    images = test_ops_pairwise.photo(2, 121, 87)
+    means = ops.lab_means(images.cuda(), 4, 2, backend=CARRIER)
+    expected = ops.lab_means(images, 4, 2, backend="torch")
+    torch.testing.assert_close(means.cpu(), expected, rtol=1e-5, atol=2e-5)
+    clips = test_ops_clip_pairwise.make_clips(70, 90, patches=patches)
+    clips = clips._replace(logits=clips.logits.to(dtype))
+    there = clips._replace(
+        **{name: value.cuda() for name, value in clips._asdict().items() if hasattr(value, "cuda")}
+    )
+    pairs = test_ops_clip_pairwise.find_pairs(clips, "torch")
+    apart = test_ops_clip_pairwise.find_pairs(there, CARRIER).cpu() != pairs
+    assert apart.sum() <= 1e-3 * pairs.numel()
+    logits, exact = there.logits.requires_grad_(), clips.logits.double().requires_grad_()
+    got = ops.clip_pairwise_terms(logits, pairs.cuda(), there.shifts, clips.steps, backend=CARRIER)
+    wanted = ops.clip_pairwise_terms(exact, pairs, clips.shifts, clips.steps, backend="torch")
+    slopes = torch.autograd.grad(got[0].sum(), logits)[0]
+    expected_slopes = torch.autograd.grad(wanted[0].sum(), exact)[0]
+    for mine, twin in zip((*got, slopes), (*wanted, expected_slopes), strict=True):
+        torch.testing.assert_close(
+            mine.detach().double().cpu(), twin.detach().double(), rtol=off, atol=4 * off
+        )
+
+
+def test_stacks_equal_their_twin():
+    logits = test_ops_masks.blobs(7, 90, 160)
+    stack = ops.mask_stack(logits.cuda(), (720, 1280), 0.1, backend=CARRIER)
+    dense = torch.nn.functional.interpolate(logits[:, None], (720, 1280), mode="bilinear")[:, 0]
+    exact = ops.mask_stack(dense > 0.1)
+    assert (stack.words.cpu() != exact.words).sum() <= 1e-4 * exact.words.numel() + 1
+    packed = ops.mask_stack((dense > 0.1).cuda(), backend=CARRIER)
+    assert torch.equal(packed.words.cpu(), exact.words)
+    for mine, twin in zip(
+        ops.mask_extents(packed, backend=CARRIER), ops.mask_extents(exact), strict=True
+    ):
+        assert torch.equal(mine.cpu(), twin)
+    ious = ops.mask_iou(packed, packed, backend=CARRIER)
+    assert torch.equal(ious.cpu(), ops.mask_iou(exact, exact))
+
+
+@pytest.mark.parametrize("original", [(720, 405), (61, 97), (33, 1)])
+def test_inference_encodes_what_it_does_on_a_cpu(original):
+    logits, resized = test_ops_masks.blobs(4, 24, 32), (90, 121)
+    logits = (logits * 2).round() / 2  # many pixels lie at the threshold itself
+    got = infer.encode_masks(logits.cuda(), resized, original)
+    if torch.backends.cpu.get_cpu_capability() != "DEFAULT":
+        assert got == infer.encode_masks(logits, resized, original)

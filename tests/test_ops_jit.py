@@ -12,21 +12,32 @@ from torch import Tensor
 
 from pmvis_core import ops
 from pmvis_core.errors import ResourceError
-from pmvis_core.ops import deformable, jit, library
-from tests import test_ops, test_ops_masks, test_ops_pairwise
+from pmvis_core.ops import deformable, fused_deformable, jit, jit_windows, library
+from pmvis_core.ops.local_attention import _MAX_SIDE as MOST_WINDOW
+from tests import (
+    test_ops,
+    test_ops_clip_pairwise,
+    test_ops_fused,
+    test_ops_local_emulated,
+    test_ops_masks,
+    test_ops_pairwise,
+)
 from tests.emulated import ROOT, Launcher, needs_compiler, operators
 
 FORWARD = ["float, 4, 8", "float, 1, 32", "pmvis::Bfloat, 8, 4", "pmvis::Half, 8, 8"]
 BACKWARD = ["float, float, 4, 8", "float, float, 1, 32", "float, long long, 4, 8"]
 BACKWARD += ["pmvis::Bfloat, float, 4, 8", "pmvis::Half, float, 4, 16"]
+WORDS = ["false", "true"]
 ROUND = ["float, long long", "pmvis::Bfloat, float", "pmvis::Half, float"]
 OTHERS = ["lab_similarity", "asked_neighbours", "pairwise_tiles<float>", "pairwise_sums<float>"]
-OTHERS += ["mask_events", "mask_places"]
+OTHERS += ["lab_means", "clip_pairs", "clip_tiles<float>"]
+OTHERS += ["mask_events", "mask_places", "mask_pack", "mask_extents", "mask_overlaps"]
 KERNELS = [
-    *(f"pmvis::deformable_forward<{types}>" for types in FORWARD),
-    *(f"pmvis::deformable_backward<{types}>" for types in BACKWARD),
+    *(f"pmvis::deformable_forward<{types}, {fused}>" for types in FORWARD for fused in WORDS),
+    *(f"pmvis::deformable_backward<{types}, {fused}>" for types in BACKWARD for fused in WORDS),
     *(f"pmvis::deformable_round<{types}>" for types in ROUND),
     *(f"pmvis::{name}" for name in OTHERS),
+    *test_ops_local_emulated.KERNELS,
 ]
 
 
@@ -65,6 +76,29 @@ def test_attention_is_that_of_the_launchers_in_cpp(emulated, channels, dtype):
 
 
 @needs_compiler
+@pytest.mark.parametrize(
+    "channels, dtype", [(32, torch.float32), (5, torch.float32), (32, torch.bfloat16)]
+)
+@pytest.mark.parametrize("size", [2, 4])
+def test_fused_attention_is_that_of_the_launchers_in_cpp(emulated, channels, dtype, size):
+    for padded in (False, True):
+        call = test_ops_fused.make_call(channels, size, padded=padded)
+        operands = call.to(torch.float32, value=dtype).operands
+        output = jit.fused_deformable_attention(*operands)
+        assert torch.equal(output, operators().fused_deformable_attention(*operands))
+        grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+        bounds = [torch.empty(0)]
+        if (channels, dtype) == (32, torch.float32):
+            bounds.append(fused_deformable.largest_fused_sum(grad, operands[4]))
+        for bound in bounds:
+            mine = jit.fused_deformable_attention_backward(grad, *operands, bound, padded)
+            theirs = operators().fused_deformable_attention_backward(grad, *operands, bound, padded)
+            for one, other in zip(mine, theirs, strict=True):
+                assert one.dtype == other.dtype
+                assert torch.equal(one, other)
+
+
+@needs_compiler
 def test_similarity_and_loss_are_those_of_the_launchers_in_cpp(emulated):
     images = test_ops_pairwise.photo(2, 35, 47)
     assert torch.equal(jit.lab_similarity(images, 3, 2), operators().lab_similarity(images, 3, 2))
@@ -78,19 +112,44 @@ def test_similarity_and_loss_are_those_of_the_launchers_in_cpp(emulated):
 
 
 @needs_compiler
+@pytest.mark.parametrize("patches", [False, True])
+def test_clips_are_those_of_the_launchers_in_cpp(emulated, patches):
+    images = test_ops_pairwise.photo(2, 35, 47)
+    assert torch.equal(jit.lab_means(images, 4, 2), operators().lab_means(images, 4, 2))
+    clips = test_ops_clip_pairwise.make_clips(9, 37, patches=patches)
+    operands = test_ops_clip_pairwise.operands(clips)
+    pairs = jit.clip_pairs(*operands)
+    assert torch.equal(pairs, operators().clip_pairs(*operands))
+    for with_gradient in (True, False):
+        call = (clips.logits.float(), pairs, clips.shifts, operands[5], with_gradient)
+        mine, theirs = jit.clip_terms(*call), operators().clip_terms(*call)
+        assert all(torch.equal(*pair) for pair in zip(mine, theirs, strict=True))
+
+
+@needs_compiler
 def test_masks_are_those_of_the_launchers_in_cpp(emulated):
     logits = test_ops_masks.blobs(2, 20, 30)
-    words, counts = jit.mask_events(logits, 77, 90, 0.1)
-    for mine, theirs in zip(
-        (words, counts), operators().mask_events(logits, 77, 90, 0.1), strict=True
-    ):
-        assert torch.equal(mine, theirs)
+    nothing = torch.empty(0, dtype=torch.int32)
+    picks = [torch.arange(3, 76, 2, dtype=torch.int32), torch.arange(90, dtype=torch.int32)]
+    for rows, columns, changes in ((*picks, True), (nothing, nothing, False)):
+        call = (logits, rows, columns, 77, 90, 0.1, changes)
+        for mine, theirs in zip(
+            jit.mask_events(*call), operators().mask_events(*call), strict=True
+        ):
+            assert torch.equal(mine, theirs)
+    words, counts = jit.mask_events(logits, nothing, nothing, 77, 90, 0.1, True)
     starts = (counts.flatten().cumsum(0) - counts.flatten()).view_as(counts)
     number = int(counts.sum())
     assert torch.equal(
         jit.mask_places(words, starts, number, 77),
         operators().mask_places(words, starts, number, 77),
     )
+    dense = logits > 0.1
+    stack = jit.mask_pack(dense)
+    assert torch.equal(stack, operators().mask_pack(dense))
+    assert torch.equal(jit.mask_extents(stack), operators().mask_extents(stack))
+    pair = (stack, stack[:1].contiguous())
+    assert torch.equal(jit.mask_overlaps(*pair), operators().mask_overlaps(*pair))
 
 
 @needs_compiler
@@ -100,7 +159,11 @@ def test_nothing_to_do_launches_nothing(emulated, monkeypatch: pytest.MonkeyPatc
     assert jit.deformable_attention(*empty).shape == (0, 6, 96)
     grads = jit.deformable_attention_backward(torch.empty(0, 6, 96), *empty, torch.empty(0))
     assert [grad.shape[0] for grad in grads] == [0, 0, 0]
-    assert jit.mask_events(torch.zeros(0, 3, 4), 6, 8, 0.0)[0].shape == (0, 8, 1)
+    nothing = torch.empty(0, dtype=torch.int32)
+    events = jit.mask_events(torch.zeros(0, 3, 4), nothing, nothing, 6, 8, 0.0, True)
+    assert events[0].shape == (0, 8, 1)
+    assert jit.mask_extents(events[0]).shape == (0, 5)
+    assert jit.mask_overlaps(events[0], events[0]).shape == (0, 0)
 
 
 @pytest.mark.parametrize("architecture", ["compute_75", "sm_90"])
@@ -136,7 +199,12 @@ def test_the_limits_of_the_text_are_those_of_python():
         "kTileWidth": jit._TILE[0],
         "kColourRows": jit._COLOUR_ROWS,
         "kStripsOfBlock": jit._STRIPS,
+        "kFold": jit._FOLD,
+        "kCells": jit_windows._CELLS,
+        "kScorers": jit_windows._SCORERS,
+        "kMaxWindow": MOST_WINDOW,
         "kMaxSide": deformable._MAX_SIDE,
+        "kMaxSteps": jit._STEPS,
         "kMaxColourReach": ops.pairwise._MAX_REACH["cuda"],
         "kMaxPairDilation": ops.pairwise._MAX_DILATION["cuda"],
     }

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pmvis_core import masks, ops
+from pmvis_core.errors import ResourceError
 from pmvis_core.ops import library, mask_runs
 
 needs_masks = pytest.mark.skipif(
@@ -60,7 +61,67 @@ def test_other_types_and_gradients(backend, dtype):
     assert ops.logits_to_rle(logits, (31, 17), backend=backend) == ops.logits_to_rle(wide, (31, 17))
 
 
+def random_picks(high: int, wide: int) -> tuple[Tensor, Tensor]:
+    """Return rows and columns, some of them twice, of a map."""
+    random = torch.Generator().manual_seed(high + wide)
+    rows, columns = (
+        torch.randint(side, (side + 5,), generator=random).sort().values for side in (high, wide)
+    )
+    return rows, columns
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_picked_rows_and_columns(backend):
+    logits, size = blobs(3, 20, 30), (77, 90)
+    rows, columns = random_picks(*size)
+    full = F.interpolate(logits[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+    expected = masks.encode_many((full[:, rows][:, :, columns] > 0.1).numpy())
+    assert ops.logits_to_rle(logits, size, 0.1, picks=(rows, columns), backend=backend) == expected
+
+
+@pytest.mark.parametrize("size", [(1, 1), (33, 5), (31, 40), (64, 9), (70, 2)])
+def test_stacks_are_what_encodings_are(size):
+    random = torch.Generator().manual_seed(size[0])
+    dense = torch.rand(5, *size, generator=random) < torch.linspace(0, 1, 5)[:, None, None]
+    dense[3, : size[0] // 2] = False
+    stack = ops.mask_stack(dense)
+    assert stack.words.shape == (5, size[1], (size[0] + 31) // 32)
+    areas, boxes = ops.mask_extents(stack)
+    rles = masks.encode_many(dense.numpy())
+    assert areas.tolist() == [masks.area(rle) for rle in rles]
+    assert boxes.tolist() == [list(masks.to_box(rle)) for rle in rles]
+    ious = ops.mask_iou(stack, ops.mask_stack(dense[1:4]))
+    np.testing.assert_allclose(ious, masks.iou(rles, rles[1:4]), rtol=1e-12)
+
+
+def test_stacks_of_logits():
+    logits, size = blobs(3, 20, 30), (77, 90)
+    full = F.interpolate(logits[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+    stack = ops.mask_stack(logits, size, 0.1)
+    assert torch.equal(stack.words, ops.mask_stack(full > 0.1).words)
+    rows, columns = random_picks(*size)
+    picked = ops.mask_stack(logits, size, 0.1, picks=(rows, columns))
+    assert picked.size == (82, 95)
+    assert torch.equal(picked.words, ops.mask_stack(full[:, rows][:, :, columns] > 0.1).words)
+    none = ops.mask_stack(logits[:0], size)
+    assert ops.mask_iou(none, stack).shape == (0, 3)
+    assert ops.mask_iou(stack, none).shape == (3, 0)
+    assert ops.mask_extents(none)[1].shape == (0, 4)
+
+
+def test_what_does_not_fit_a_stack_is_named():
+    stack = ops.mask_stack(torch.ones(2, 3, 4, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"masks are torch\.float32 of shape .*expected bool"):
+        ops.mask_stack(torch.zeros(1, 3, 4))
+    with pytest.raises(ValueError, match=r"masks of 3x4 pixels cannot be .* of 4x3"):
+        ops.mask_iou(stack, ops.mask_stack(torch.ones(2, 4, 3, dtype=torch.bool)))
+    with pytest.raises(ResourceError, match="there is no such kernel for CPUs"):
+        ops.mask_extents(stack, backend="compiled")
+
+
 def test_what_does_not_fit_is_named():
+    with pytest.raises(ValueError, match="picks are"):
+        ops.logits_to_rle(torch.zeros(1, 2, 2), (4, 4), picks=(torch.zeros(2), torch.zeros(2)))
     with pytest.raises(ValueError, match=r"logits are torch\.int64"):
         ops.logits_to_rle(torch.zeros(1, 2, 2, dtype=torch.int64), (4, 4))
     with pytest.raises(ValueError, match="expected float"):

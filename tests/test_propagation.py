@@ -17,7 +17,17 @@ from pmvis_core.propagation.bilateral import (
     remember,
     scaled,
 )
-from pmvis_core.propagation.flow import FlowPropagator, FlowSettings, Prediction, one_thread
+from pmvis_core.propagation.cells import (
+    MOST_ALIKE,
+    REACH,
+    TEMPERATURE,
+    CellMemory,
+    Cells,
+    cell_odds,
+)
+from pmvis_core.propagation.flow import FlowPropagator, FlowSettings, Prediction
+from pmvis_core.propagation.leap import best_shift, drawn_to
+from pmvis_core.propagation.working_video import WorkingVideo, one_thread
 from pmvis_core.types import VideoInfo
 
 HEIGHT, WIDTH = 72, 96
@@ -163,6 +173,17 @@ def test_threads_do_not_change_the_result() -> None:
     np.testing.assert_array_equal(*results)
 
 
+def test_flow_does_not_depend_on_what_was_asked_before() -> None:
+    clip = Clip(length=5, speed=-15.0, start=80.0, radius=6.0)
+    video = WorkingVideo(clip, clip.info, 72, 1 << 20)
+    guess = np.random.default_rng(3).normal(0, 20, (HEIGHT, WIDTH, 2)).astype(np.float32)
+    first = video.flow(3, 2), video.flow(3, 0, guess)
+    video.flow(1, 4, -guess)
+    np.testing.assert_array_equal(video.flow(3, 2), first[0])
+    video.flow(4, 0)
+    np.testing.assert_array_equal(video.flow(3, 0, guess), first[1])
+
+
 def test_frames_are_read_once_while_they_fit_the_cache() -> None:
     clip = Clip()
     propagation = FlowPropagator().open(clip, clip.info)
@@ -228,3 +249,116 @@ def test_guided_filter_keeps_edges_and_constants() -> None:
     assert np.abs(smooth - guide).mean() < 0.4 * np.abs(noisy - guide).mean()
     flat = np.full((20, 30), 0.3, np.float32)
     np.testing.assert_allclose(guided_filter(guide, flat, 4, 1e-3), flat, atol=1e-5)
+
+
+def test_what_leaps_is_found_again() -> None:
+    """Small and fast: it moves by twice its size and more, which the flow alone does not follow."""
+    clip = Clip(length=3, speed=-30.0, start=88.0, radius=8.0)
+    masks = [clip.masks[0]]
+    found = [p[0].mask for p in carry(clip, range(3), masks)]
+    lost = [p[0].mask for p in carry(clip, range(3), masks, FlowSettings(leap_gain=1e9))]
+    assert min(iou(mask, clip.masks[t]) for t, mask in enumerate(found, 1)) > 0.8
+    assert max(iou(mask, clip.masks[t]) for t, mask in enumerate(lost, 1)) < 0.2
+
+
+def test_who_leaps_does_not_disturb_who_stays() -> None:
+    """Two objects of one key frame, of which one goes on with a memory of its own."""
+    clip = Clip(length=5, speed=-15.0, start=80.0, radius=6.0)
+    stays = np.zeros((HEIGHT, WIDTH), np.uint8)
+    stays[5:20, 5:25] = 1
+    both = carry(clip, range(5), [clip.masks[0], stays])
+    for number, mask in enumerate([clip.masks[0], stays]):
+        alone = carry(clip, range(5), [mask])
+        for a, b in zip(alone, both, strict=True):
+            np.testing.assert_array_equal(a[0].probability, b[number].probability)
+
+
+@pytest.mark.parametrize("way", [(0, 0), (9, -4), (-13, 11), (25, 0)])
+def test_the_best_shift_is_the_way_that_was_gone(way: tuple[int, int]) -> None:
+    before = texture(4)
+    probability = np.zeros((HEIGHT, WIDTH), np.float32)
+    probability[30:44, 40:52] = 1
+    now = texture(5)
+    now[30 + way[1] : 44 + way[1], 40 + way[0] : 52 + way[0]] = before[30:44, 40:52]
+    assert best_shift(before, now, probability) == way
+    assert best_shift(before, now, np.zeros_like(probability)) is None
+
+
+def test_a_shift_may_lead_half_out_of_the_image_and_no_farther() -> None:
+    before, now = texture(4), texture(5)
+    probability = np.zeros((HEIGHT, WIDTH), np.float32)
+    probability[30:44, 70:82] = 1
+    now[30:44, 88:] = before[30:44, 70:78]
+    assert best_shift(before, now, probability) == (18, 0)
+    now = texture(5)
+    now[30:44, 91:] = before[30:44, 70:75]
+    shift = best_shift(before, now, probability)
+    assert shift is not None
+    assert shift[0] <= 20
+
+
+def test_a_flow_is_drawn_to_a_shift_around_the_object_alone() -> None:
+    place = np.zeros((HEIGHT, WIDTH), np.float32)
+    place[30:40, 40:50] = 1
+    flow = np.random.default_rng(2).normal(0, 1, (HEIGHT, WIDTH, 2)).astype(np.float32)
+    drawn = drawn_to(flow, (7, -3), place)
+    np.testing.assert_allclose(drawn[33:37, 43:47], np.broadcast_to([-7, 3], (4, 4, 2)), atol=0.1)
+    np.testing.assert_array_equal(drawn[:15], flow[:15])
+
+
+def test_cells_equal_the_formula() -> None:
+    """Against loops over cells in float64, on a grid of the pixels themselves."""
+    rng = np.random.default_rng(6)
+    height, width = 10, 13
+    size = (height, width)
+    now, *frames = (unit_cells(rng, size) for _ in range(3))
+    flows = [rng.integers(-3, 4, (*size, 2)).astype(np.float32) for _ in frames]
+    labels = [rng.random(size).astype(np.float32) for _ in frames]
+    box = (slice(2, 9), slice(0, width))
+    memories = [CellMemory(*parts) for parts in zip(frames, labels, flows, strict=True)]
+    found = cell_odds(now, memories, box)
+    for y, x in np.ndindex(7, width):
+        here = now.vectors[(y + 2) * width + x].astype(float)
+        seen = []
+        for memory in memories:
+            dx, dy = memory.flow[y + 2, x]
+            row = int(np.clip(y + 2 + dy, 0, height - 1))
+            column = int(np.clip(x + dx, 0, width - 1))
+            for r in range(max(0, row - REACH), min(height, row + REACH + 1)):
+                for c in range(max(0, column - REACH), min(width, column + REACH + 1)):
+                    alike = here @ memory.cells.vectors[r * width + c]
+                    seen.append((alike, float(memory.probability[r, c])))
+        best = np.array(sorted(seen)[-MOST_ALIKE:])
+        weights = np.exp(best[:, 0] / TEMPERATURE)
+        share, belief = weights @ best[:, ::-1] / weights.sum()
+        share = np.clip(share, 0.02, 0.98)
+        expected = np.clip(belief, 0, 1) * np.log(share / (1 - share))
+        assert found[y, x] == pytest.approx(expected, abs=2e-3)
+
+
+def unit_cells(rng: np.random.Generator, grid: tuple[int, int]) -> Cells:
+    """Return random cells, somewhat alike."""
+    vectors = rng.normal(0.3, 1, (grid[0] * grid[1], 8))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return Cells(grid, vectors.astype(np.float32))
+
+
+def test_features_help_where_colours_do_not() -> None:
+    """Object and ground look alike, so nothing is seen to move; the given cells tell them apart."""
+    clip = Clip(length=4)
+    clip.images = [np.full((HEIGHT, WIDTH, 3), t, np.uint8) for t in range(4)]
+    names = np.linalg.qr(np.random.default_rng(8).normal(0, 1, (16, 16)))[0].astype(np.float32)
+
+    def embed(frame: NDArray[np.uint8]) -> Cells:
+        small = clip.masks[int(frame[0, 0, 0])][::2, ::2]
+        return Cells((HEIGHT // 2, WIDTH // 2), names[small.ravel()])
+
+    overlaps = []
+    for propagator in (FlowPropagator(), FlowPropagator(embed=embed)):
+        sweep = propagator.open(clip, clip.info).sweep()
+        sweep.advance(0)
+        sweep.add(0, clip.masks[0])
+        results = [sweep.advance(t)[0].mask for t in range(1, 4)]
+        overlaps.append(iou(results[-1], clip.masks[3]))
+    assert overlaps[1] > 0.75
+    assert overlaps[0] < 0.65

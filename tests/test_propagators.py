@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torchvision.models import mobilenet_v2
 
 from pmvis_core.errors import ResourceError, UsageError
 from pmvis_core.models.deaot import DeAOT, Variant, build_deaot
+from pmvis_core.nn.backbones import MobileNetV2
 from pmvis_core.propagation.deaot import DeaotPropagator, DeaotSettings
 from pmvis_core.propagation.flow import FlowPropagator, Prediction, Propagation, Propagator
+from pmvis_core.propagation.frozen_features import FrozenFeatures
 from pmvis_core.propagation.propagators import Choice, choose_propagator
 from pmvis_core.propagation.sam2 import Sam2Propagator, load_sam2
 from pmvis_core.types import VideoInfo
@@ -60,6 +63,11 @@ def make_flow() -> Propagator:
     return FlowPropagator()
 
 
+def make_flow_with_features() -> Propagator:
+    torch.manual_seed(0)
+    return FlowPropagator(embed=FrozenFeatures(MobileNetV2(), short_edge=64))
+
+
 def make_deaot(*, joint: bool = False) -> Propagator:
     torch.manual_seed(0)
     network = DeAOT(Variant("mobilenet_v2", 2, 2))
@@ -74,7 +82,7 @@ def make_sam2() -> Propagator:
     return Sam2Propagator(build_tiny_sam2(), CPU)
 
 
-MAKERS = (make_flow, make_deaot, make_joint_deaot, make_sam2)
+MAKERS = (make_flow, make_flow_with_features, make_deaot, make_joint_deaot, make_sam2)
 
 
 @pytest.fixture(scope="module", params=MAKERS, ids=lambda make: make.__name__[5:])
@@ -166,7 +174,7 @@ def test_objects_of_other_key_frames_do_not_matter(opened: Propagation) -> None:
     assert [set(found) for found in joined] == [set(), {0}, {0}, {0, 1}, {0, 1}, {0, 1}]
 
 
-@pytest.mark.parametrize("make", [make_flow, make_deaot, make_sam2])
+@pytest.mark.parametrize("make", [make_flow, make_flow_with_features, make_deaot, make_sam2])
 def test_separate_objects_of_one_key_frame_do_not_matter(make: Callable[[], Propagator]) -> None:
     video = make().open(Stack(FRAMES), INFO)
     alone = carry(video, range(LENGTH), {5: (0, square(0))})
@@ -250,6 +258,18 @@ def test_deaot_is_read_from_a_file(tmp_path: Path) -> None:
         choose_propagator(Choice("deaot", weights=file, device="cpu", precision="int8"))
 
 
+def test_features_are_read_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "classifier.pth"
+    torch.save(mobilenet_v2().state_dict(), file)
+    chosen = choose_propagator(Choice("flow", features=file))
+    assert len(chosen.facts["features"]) == 16
+    results = carry(chosen.propagator.open(Stack(FRAMES), INFO), range(2), {0: (0, square(0))})
+    assert results[-1][0].mask.any()
+    torch.save({"features.0.0.weight": torch.zeros(32, 3, 3, 3)}, file)
+    with pytest.raises(ResourceError, match="tensors of a MobileNetV2"):
+        choose_propagator(Choice("flow", features=file))
+
+
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
@@ -259,6 +279,7 @@ def test_deaot_is_read_from_a_file(tmp_path: Path) -> None:
         (Choice("flow", memory_gap=3), "`--memory-gap` is for `deaot`, not for `flow`"),
         (Choice("flow", joint=False), "`--joint` is for `deaot`"),
         (Choice("sam2", short_edge=100), "`--short-edge` is for `flow`, not for `sam2`"),
+        (Choice("deaot", features=Path("x")), "`--features` is for `flow`, not for `deaot`"),
         (Choice("flow", weights=Path("x")), "`--weights` is for `deaot` and `sam2`"),
     ],
 )

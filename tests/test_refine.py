@@ -169,6 +169,55 @@ def test_key_mask_reaches_both_ends(key: int) -> None:
 def test_one_frame_keeps_its_mask() -> None:
     (result,), _ = run([track([TRUTH[0]])])
     assert result.rles == (masks.encode(TRUTH[0]),)
+    assert result.quality == 1.0
+
+
+def iou(a: Mask, b: Mask) -> float:
+    """Return the IoU of two masks."""
+    return float((a & b).sum() / (a | b).sum())
+
+
+def test_quality_is_the_mean_iou_of_a_side_then_of_both() -> None:
+    own = [TRUTH[0], square(7), TRUTH[2], TRUTH[3], square(30, y=0), None, TRUTH[6]]
+    scores: list[float | None] = [0.5 if t != 2 else 0.9 for t in range(T)]
+    scores[5] = None
+    (result,), _ = run([track(own, scores)], RefineOptions(snap=1.0))
+    before = (1.0 + iou(TRUTH[1], square(7))) / 2
+    # frame 4 disagrees, frame 5 is propagated but not seen
+    after = (1.0 + 0.0 + 0.0 + 1.0) / 4
+    assert result.keyframe == 2
+    assert result.quality == pytest.approx((before + after) / 2, abs=1e-6)
+
+
+def test_quality_counts_what_only_one_of_the_two_sees() -> None:
+    (seen_once,), _ = run([only_key(3)])
+    assert seen_once.quality == 0.0
+    lost = Scripted(lambda t, moved: np.zeros((H, W), np.float32))
+    (given_up,), _ = run([track(list(TRUTH), [0.9] + [0.5] * 6)], propagator=lost)
+    assert given_up.quality == 0.0
+    (steady,), _ = run([track(list(TRUTH))])
+    assert steady.quality == 1.0
+    alone = track([TRUTH[0], *[None] * 6])
+    (unconfirmed,), _ = run([alone], propagator=lost)
+    assert unconfirmed.quality == 0.0
+
+
+def test_quality_does_not_depend_on_snapping_of_the_same_frame_or_on_gates() -> None:
+    own = [TRUTH[0], square(4, y=9), None]
+    source = track(own, [0.9, 0.1, None])
+    (snapped,), _ = run([source], RefineOptions(snap=0.5))
+    (plain,), _ = run([source], RefineOptions(snap=1.0))
+    assert snapped.quality == plain.quality == pytest.approx(iou(TRUTH[1], own[1]) / 2, abs=1e-6)
+
+    def burst(t: int, moved: Mask) -> NDArray[np.float32]:
+        return np.ones((H, W), np.float32) if t == 3 else TRUTH[t].astype(np.float32)
+
+    own = [mask if t != 3 else square(2) for t, mask in enumerate(TRUTH)]
+    scores = [0.9] + [0.5] * 6
+    (gated,), counts = run([track(own, scores)], RefineOptions(snap=1.0), Scripted(burst))
+    (kept,), _ = run([track(own, scores)], RefineOptions(snap=1.0, area_jump=0), Scripted(burst))
+    assert counts.gated == 1
+    assert gated.quality == kept.quality
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -22,6 +23,8 @@ from pmvis_core.synthetic.scenes import draw_clip, draw_still
 from pmvis_core.synthetic.shapes import (
     BOX_CATEGORIES,
     MASK_CATEGORIES,
+    OCCLUDER,
+    STRANGERS,
     UNIT,
     Pose,
     coverage,
@@ -141,12 +144,42 @@ def test_no_path_or_time_is_written(drawn):
         assert str(drawn) not in path.read_text()
 
 
-@pytest.mark.parametrize("category", CATEGORIES)
+@pytest.mark.parametrize("category", [*CATEGORIES, *STRANGERS, OCCLUDER])
 def test_sprites_do_not_touch_their_border(category):
     alpha = coverage(category)
     edge = np.concatenate([alpha[0], alpha[-1], alpha[:, 0], alpha[:, -1]])
     assert edge.max() == 0.0
-    assert 0.2 < alpha.sum() / (np.pi * UNIT**2) < 1.1
+    assert (0.1 if category == OCCLUDER else 0.2) < alpha.sum() / (np.pi * UNIT**2) < 1.1
+
+
+def test_strangers_hide_the_same_objects_and_are_none(tmp_path):
+    crowded = replace(SMALL, strangers=2.0)
+    hidden = 0
+    for seed in range(8):
+        plain, full = (
+            draw_clip(np.random.default_rng(seed), config, CATEGORIES)
+            for config in (SMALL, crowded)
+        )
+        assert full.names == plain.names
+        for before, after in zip(plain.masks, full.masks, strict=True):
+            for a, b in zip(before, after, strict=True):
+                assert b is None or (a is not None and not (b & ~a).any())
+                hidden += a is not None and (b is None or bool((a & ~b).any()))
+        pairs = zip(plain.frames, full.frames, strict=True)
+        assert any((a != b).any() for a, b in pairs)
+    assert hidden >= 20
+
+
+def test_strangers_change_the_videos_only(drawn, tmp_path):
+    synthetic.draw(tmp_path / "crowded", 5, replace(SMALL, strangers=2.0))
+    before, after = _digests(drawn), _digests(tmp_path / "crowded")
+    same = {name for name in before if before[name] == after[name]}
+    assert {name for name in before if name.startswith(("coco", "imagenet", "stills"))} <= same
+    assert not any(name.endswith(".jpg") for name in same if name.startswith("videos/valid/"))
+    assert "strangers" not in (drawn / synthetic.STAMP).read_text()
+    assert json.loads((tmp_path / "crowded" / synthetic.STAMP).read_text())["config"]["strangers"]
+    with pytest.raises(UsageError, match="strangers"):
+        SynthConfig(strangers=6.0)
 
 
 @pytest.mark.parametrize("category", CATEGORIES)

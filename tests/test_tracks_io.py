@@ -59,6 +59,7 @@ def tracks(draw: st.DrawFn, number: int, info: VideoInfo) -> Track:
         keyframe=draw(st.none() | st.integers(0, info.length - 1)),
         supervision=draw(st.sampled_from(Supervision)),
         lineage=draw(st.dictionaries(TEXT, TEXT, max_size=2)),
+        quality=draw(st.none() | SHARES),
     )
 
 
@@ -279,6 +280,9 @@ TRACK_FAULTS = [
     ("masks", ["000", None, None], "frame 0"),
     ("masks", ["", None, None], "frame 0"),
     ("masks", ["é", None, None], "frame 0"),
+    ("quality", 1.5, "has quality 1.5"),
+    ("quality", True, "has quality True"),
+    ("quality", "high", "has quality 'high'"),
     ("keyframe", 3, "key frame 3 of 3 frames"),
     ("keyframe", -1, "key frame -1"),
     ("keyframe", "0", "keyframe is '0'"),

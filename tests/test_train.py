@@ -15,7 +15,8 @@ from pmvis_core.errors import DataError, UsageError
 from pmvis_core.systems.pmvis import ImageStage, RunConfig, VideoStage
 from pmvis_core.systems.presets import IMAGE_PRESETS, VIDEO_PRESETS
 from pmvis_core.train import plan, train
-from pmvis_core.training.run_folder import STATE_FILE, TrainJob, check_run_folder, preset_of
+from pmvis_core.training.run_folder import TrainJob, check_run_folder, preset_of
+from pmvis_core.training.states import STATE_FILE
 from tests.tiny_data import draw_tiny
 
 
@@ -133,7 +134,7 @@ def test_a_folder_of_another_run_is_refused(data: Path, tmp_path: Path) -> None:
 
 def test_an_error_in_any_process_reaches_the_user(tmp_path: Path) -> None:
     data = draw_tiny(tmp_path)
-    job = image_job(data, tmp_path / "run", pairs_per_batch=2, steps=500)
+    job = image_job(data, tmp_path / "run", steps=500, on_error="stop")
     images = sorted((data / "synth/coco/train").iterdir())
     whole = {image: image.read_bytes() for image in images}
     for image, content in whole.items():  # one that the second process meets first

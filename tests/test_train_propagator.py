@@ -32,7 +32,7 @@ from pmvis_core.propagator_training.train import (
     unshuffled,
 )
 from pmvis_core.training.clear_start import clear_start
-from pmvis_core.training.run_folder import STATE_FILE
+from pmvis_core.training.states import STATE_FILE
 from pmvis_core.types import VideoInfo
 from pmvis_core.weights.deaot import initialise_propagator, load_deaot
 from tests.flat_stills import draw_stills

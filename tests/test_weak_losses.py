@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pmvis_core.ops import rgb_to_lab
-from pmvis_core.weak_losses import BoxInst, box_masks, projection_loss
+from pmvis_core.weak_losses import BoxInst, SpatioTemporal, box_masks, projection_loss
 from tests.golden_idol import assert_equal
 from tests.parity_idol_losses import EIGHT, check_boxinst
 
@@ -165,3 +165,51 @@ def test_no_bottom_strip_on_request():
     image = torch.zeros(3, 32, 32)
     assert BoxInst().affinity([image], [32], 8, 8).valid.sum() == 8 * 5
     assert BoxInst(bottom_rows=0).affinity([image], [32], 8, 8).valid.all()
+
+
+def _clip(side: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Two clips of three frames with a disc of one colour that moves; its boxes; features."""
+    y, x = torch.meshgrid(torch.arange(side), torch.arange(side + 32), indexing="ij")
+    images = torch.full((2, 3, 3, side, side + 32), 60, dtype=torch.uint8)
+    images += (x + 2 * y).remainder(3).byte()
+    boxes = torch.zeros(2, 3, 4)
+    for clip, t in np.ndindex(2, 3):
+        centre = (side // 2 + 4 * t, side // 2 + 6 * t * clip)
+        disc = (x - centre[0]) ** 2 + (y - centre[1]) ** 2 < (side // 4) ** 2
+        images[clip, t, 0, disc] = 200
+        where = disc.nonzero().float()
+        low, high = where.amin(0), where.amax(0)
+        boxes[clip, t] = torch.stack([low[1] - 1, low[0] - 1, high[1], high[0]])
+    red = images[:, :, 0, ::4, ::4].float()
+    return images, boxes, torch.stack([red - 130, torch.full_like(red, 20)], 2)
+
+
+@pytest.mark.parametrize("side, halved", [(64, False), (512, True)])
+def test_spatio_temporal_loss_prefers_the_object(side: int, halved: bool):
+    images, boxes, features = _clip(side)
+    stpa, index = SpatioTemporal(), torch.tensor([0, 1])
+    sizes = (side // 2, side // 2 + 16) if halved else (side, side + 32)
+    for given in (None, features):
+        affinity = stpa.affinity(images, boxes, index, given)
+        assert affinity.size == sizes
+        assert affinity.pairs.shape == (2, 3, sizes[0] // 2, sizes[1] // 2)
+        disc = (images[:, :, 0] > 150).float()[..., 2::4, 2::4] * 12 - 6
+        inside = box_masks(boxes.flatten(0, 1), side // 4, side // 4 + 8).view_as(disc) * 12.0 - 6
+        wrong = torch.roll(disc, side // 16, -1)
+        losses = [float(stpa.pairwise_loss(x, affinity)) for x in (disc, inside, wrong)]
+        assert losses[0] < 0.8 * losses[1]
+        assert losses[0] < 0.8 * losses[2]
+    logits = torch.zeros(2, 3, side // 4, side // 4 + 8, requires_grad=True)
+    loss = stpa.pairwise_loss(logits, affinity)
+    assert loss.item() == pytest.approx(math.log(2), rel=1e-5)
+    nothing = stpa.pairwise_loss(logits[:0], stpa.affinity(images, boxes[:0], index[:0]))
+    assert nothing == 0
+
+
+def test_spatio_temporal_loss_wants_even_sides():
+    with pytest.raises(ValueError, match="H and W even"):
+        SpatioTemporal().affinity(
+            torch.zeros(1, 2, 3, 5, 8, dtype=torch.uint8),
+            torch.zeros(0, 2, 4),
+            torch.zeros(0).long(),
+        )

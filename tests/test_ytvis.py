@@ -72,6 +72,7 @@ def tracks(draw: Any, number: int, video: VideoInfo) -> Track:
         keyframe=draw(st.none() | st.integers(0, video.length - 1)),
         supervision=draw(st.sampled_from(list(Supervision))),
         lineage=draw(st.sampled_from([{}, {"filter": {"topk": 4}}, {"refine": {"a": [1, None]}}])),
+        quality=draw(st.sampled_from([None, 0.0, 0.25, 1.0])),
     )
 
 

@@ -12,6 +12,7 @@ holds its masks as RLEs until a frame is drawn. `streams` turns sources into end
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
@@ -26,13 +27,15 @@ from numpy.typing import NDArray
 
 from pmvis_core import masks
 from pmvis_core.data.augment import AugmentConfig, View, draw_clip, draw_still
+from pmvis_core.data.dropped import check_set_aside, without_dropped
 from pmvis_core.data.samples import Frame, KeyReferencePair, Targets
+from pmvis_core.data.spares import STOP, OnError, judge_missing
 from pmvis_core.data.stills import Still, read_picture, read_stills, sorted_categories
 from pmvis_core.data.streams import Ledger, Mixture, Source, batches, prefetch
 from pmvis_core.errors import DataError
 from pmvis_core.formats.ytvis import open_tracks
 from pmvis_core.types import RLE, Supervision, Track, VideoInfo, VideoTracks
-from pmvis_core.video.frames import FrameSource, find_frames
+from pmvis_core.video.frames import FrameSource, ImageFrames, find_frames
 
 __all__ = [
     "CocoImages",
@@ -67,21 +70,25 @@ class CocoImages:
         augment: AugmentConfig,
         *,
         cache_bytes: int = 0,
+        keep_unseen: bool = False,
+        on_error: OnError = STOP,
     ) -> None:
         """Read and check the annotations.
 
         Args:
             json: COCO instances; an annotation without `segmentation` is a box.
-            images: folder that `file_name` is relative to; None for the folder of ``json``.
+            images: folder that `file_name` is relative to; None for the folder of ``json`` or a
+                usual one near it (`train2017`).
             augment: what the views may vary.
             cache_bytes: decoded images and masks kept in memory, in bytes.
+            keep_unseen: leave rows in the key frame that are not valid there (see `_paired`).
+            on_error: whether missing images are an error, or a warning as long as they are few.
 
         Raises:
             DataError: the file is malformed, an image file is missing, or nothing is left.
         """
-        root = json.parent if images is None else images
-        self.augment = augment
-        self.categories, self._stills = read_stills(json, root)
+        self.augment, self.keep_unseen = augment, keep_unseen
+        self.categories, self._stills = read_stills(json, images, on_error)
         self._cache = _Cache[tuple[Image, Image]](cache_bytes)
 
     def __len__(self) -> int:
@@ -91,8 +98,8 @@ class CocoImages:
     def split(self) -> tuple[CocoImages, CocoImages]:
         """Return the stills with a mask, and the box-only ones (either may be empty)."""
         masked, box_only = copy(self), copy(self)
-        masked._stills = [still for still in self._stills if still.has_mask]
-        box_only._stills = [still for still in self._stills if not still.has_mask]
+        has_mask = self._stills.has_mask
+        masked._stills, box_only._stills = (self._stills.where(x) for x in (has_mask, ~has_mask))
         return masked, box_only
 
     def sample(self, index: int, rng: np.random.Generator) -> KeyReferencePair:
@@ -105,16 +112,12 @@ class CocoImages:
         image, bitmaps = self._cache.get(still.id, partial(_load, still), _pair_bytes)
         views = (draw_still(image.shape[:2], self.augment, rng) for _ in range(2))
         key, reference = (_still_frame(still, image, bitmaps, view) for view in views)
-        return _paired(key, reference)
+        name = f"image {still.id}, `{still.path}`"
+        return replace(_paired(key, reference, self.keep_unseen), name=name)
 
     def ledger(self) -> Ledger:
         """Return the images and annotations by the image's `source`."""
-        out: Ledger = {}
-        for still in self._stills:
-            row = out.setdefault(still.source, Counter())
-            row["images"] += 1
-            row.update(instance.supervision.value for instance in still.instances)
-        return out
+        return self._stills.ledger()
 
 
 class PseudoVideos:
@@ -133,6 +136,9 @@ class PseudoVideos:
         *,
         max_gap: int = 10,
         cache_bytes: int = 0,
+        keep_unseen: bool = False,
+        on_error: OnError = STOP,
+        dropped: str | None = None,
     ) -> None:
         """Read the tracks and find the videos' frames.
 
@@ -142,20 +148,30 @@ class PseudoVideos:
             augment: what the views may vary.
             max_gap: largest distance of the two frames.
             cache_bytes: decoded frames kept in memory, in bytes.
+            keep_unseen: leave rows in the key frame that are not valid there (see `_paired`).
+            on_error: whether a video without its frames is an error, or a warning as long as they
+                are few.
+            dropped: what tracks that `filter` set aside become: ``ignore``, ``background``, or
+                None for what the file holds, which is ``ignore`` without asking whether it could.
 
         Raises:
-            DataError: the file is malformed, frames are missing, or no track is left.
+            DataError: the file is malformed, frames are missing, no track is left, or dropped
+                tracks are to be ignored regions and the file was written without them.
         """
         root = frames or (tracks if tracks.suffix == ".json" else tracks.parent)
         reader = open_tracks(tracks)
-        self.augment, self.max_gap = augment, max_gap
+        self.augment, self.max_gap, self.keep_unseen = augment, max_gap, keep_unseen
         self.categories = sorted_categories(reader.header.categories)
         labels = {category.id: label for label, category in enumerate(self.categories)}
         self.left_out = 0
         """Number of videos without a track."""
         self._clips: list[_Clip] = []
+        missing: list[DataError] = []
+        aside = 0
         for video in reader:
-            clip = _make_clip(video, labels, root)
+            aside += len(video.ignored)
+            known = without_dropped(video) if dropped == "background" else video
+            clip = _make_clip(known, labels, root, missing)
             if clip is None:
                 self.left_out += 1
             else:
@@ -165,6 +181,12 @@ class PseudoVideos:
                 f"`{tracks}` holds no track in its {self.left_out} videos, so none to train on",
                 "filter less strictly: a lower `--pscore` or a higher `--topk`",
             )
+        if dropped == "ignore" and not aside:
+            check_set_aside(reader.header, tracks)
+        if missing:
+            first, share = missing[0], f"{len(missing)} of {len(self._clips)}"
+            told = f"{share} videos are without their frames, first: {first.message}"
+            judge_missing(told, len(missing), len(self._clips), on_error, first.hint)
         self._cache = _Cache[Image](cache_bytes)
 
     def __len__(self) -> int:
@@ -189,7 +211,8 @@ class PseudoVideos:
             _clip_frame(clip, rows, time, image, view)
             for time, image, view in zip(times, images, views, strict=True)
         )
-        return _paired(key, reference)
+        name = f"video {clip.video.id}, `{clip.video.name}`, frames {times[0]} and {times[1]}"
+        return replace(_paired(key, reference, self.keep_unseen), name=name)
 
     def ledger(self) -> Ledger:
         """Return the videos and tracks; tracks that `filter` set aside count as `ignored`."""
@@ -201,7 +224,7 @@ class PseudoVideos:
 
 
 def image_mixture(images: CocoImages, box_only_share: float = 3 / 7) -> Mixture[KeyReferencePair]:
-    """Return the image stage's data: masked and box-only stills in the paper's proportion.
+    """Return the image stage's data: masked and box-only stills in the proportion of a run.
 
     The authors' loader draws from COCO and ImageNet with weights 1 and 0.75, hence 3/7. Where one
     kind is absent, the other gets everything.
@@ -253,6 +276,7 @@ class _Cache(Generic[T]):
     def __init__(self, limit_bytes: int) -> None:
         self._left = limit_bytes
         self._kept: dict[Any, T] = {}
+        self._lock = threading.Lock()
 
     def get(self, key: Any, make: Callable[[], T], size: Callable[[T], int]) -> T:
         """Return the value of ``key``, made by ``make`` if it is not kept; ``size`` in bytes."""
@@ -260,9 +284,11 @@ class _Cache(Generic[T]):
         if found is not None:
             return found
         value = make()
-        if (needed := size(value)) <= self._left:
-            self._left -= needed
-            self._kept[key] = value
+        needed = size(value)
+        with self._lock:
+            if needed <= self._left and key not in self._kept:
+                self._left -= needed
+                self._kept[key] = value
         return value
 
 
@@ -351,12 +377,15 @@ def _frame(image: Image, view: View, rows: _Rows, ignored: NDArray[np.float64]) 
     return Frame(torch.from_numpy(pixels), targets, original_height=len(image))
 
 
-def _paired(key: Frame, reference: Frame) -> KeyReferencePair:
+def _paired(key: Frame, reference: Frame, keep_unseen: bool) -> KeyReferencePair:
     """Drop the rows that are not visible in the key from both frames, as IDOL does.
 
     Where they are visible in the reference they become ignored regions of it: a recipe that
-    supervises reference frames too must not learn that nothing is there.
+    supervises reference frames too must not learn that nothing is there. Kept instead, they take
+    no part in the key's losses, but are there to be counted (`SetCriterion.misplaced_boxes`).
     """
+    if keep_unseen:
+        return KeyReferencePair(key, reference)
     visible, other = key.targets.valid, reference.targets
     lost = other.boxes[other.valid & ~visible]
     rows = replace(other.select(visible), ignored=torch.cat([other.ignored, lost]))
@@ -408,15 +437,26 @@ def _draw_times(length: int, max_gap: int, rng: np.random.Generator) -> tuple[in
     return min(centre, other), max(centre, other)
 
 
-def _make_clip(video: VideoTracks, labels: Mapping[int, int], root: Path) -> _Clip | None:
-    """Return a video ready for sampling, or None if no track of it holds a mask."""
+def _make_clip(
+    video: VideoTracks, labels: Mapping[int, int], root: Path, missing: list[DataError]
+) -> _Clip | None:
+    """Return a video ready for sampling, or None if no track of it holds a mask.
+
+    Where its frames are not found, ``missing`` gets to know why, and reading one says so again.
+    """
     kept = _best_rows(video.tracks)
     if not kept:
         return None
     objects = {_object(track) for track in kept}
     ignored = tuple(t for t in _best_rows(video.ignored) if _object(t) not in objects)
     rows = tuple(labels[track.category_id] for track in kept)
-    return _Clip(video.video, find_frames(video.video, root), kept, rows, ignored)
+    frames: FrameSource
+    try:
+        frames = find_frames(video.video, root)
+    except DataError as error:
+        missing.append(error)
+        frames = ImageFrames(root, video.video, found=video.video)
+    return _Clip(video.video, frames, kept, rows, ignored)
 
 
 def _object(track: Track) -> tuple[str, int]:

@@ -88,10 +88,12 @@ class KeyReferencePair:
     """Supervised by detection losses; its embeddings are contrasted with the reference's."""
     reference: Frame
     """The other view."""
+    name: str = ""
+    """What it was made from, for messages."""
 
     def to(self, device: torch.device) -> KeyReferencePair:
         """Return the pair on ``device``."""
-        return KeyReferencePair(self.key.to(device), self.reference.to(device))
+        return KeyReferencePair(self.key.to(device), self.reference.to(device), self.name)
 
 
 @dataclass(frozen=True)

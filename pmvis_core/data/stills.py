@@ -1,25 +1,32 @@
-"""Annotated stills as training reads them: checked records of a COCO instances file.
+"""Annotated stills as training reads them: records of a COCO instances file, made one by one.
 
 `train_image.json` of `pmvis map-categories` is such a file: an annotation without `segmentation` is
 a human box, an image's `source` says which data set it comes from. Labels are 0-based positions in
 the vocabulary by ascending category id. Crowd annotations are kept apart, and images that have no
 other annotation are dropped; polygons stay polygons, because they are rasterised after
-augmentation.
+augmentation. A file's numbers are mapped from its index and its masks read where they stand
+(`formats.coco_index`), so that processes share both and COCO's size does not matter.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pmvis_core.data.spares import STOP, OnError, judge_missing
+from pmvis_core.data.streams import Ledger
 from pmvis_core.errors import DataError
-from pmvis_core.formats.coco import CocoAnnotation, read_coco, segmentation_to_rle
+from pmvis_core.formats.coco import segmentation_to_rle
+from pmvis_core.formats.coco_index import BOX, HOLLOW, POLYGONS, RUNS, CocoIndex, open_index
+from pmvis_core.image_sets import usual_root
 from pmvis_core.types import RLE, Box, Category, Supervision
 from pmvis_core.video.frames import read_image
 
@@ -69,12 +76,128 @@ class Still:
         return any(instance.supervision is Supervision.MASK for instance in self.instances)
 
 
-def read_stills(json: Path, root: Path) -> tuple[tuple[Category, ...], list[Still]]:
-    """Read a COCO instances file.
+class Stills(Sequence[Still]):
+    """The annotated images of a file, each made when it is asked for; see `read_stills`."""
+
+    def __init__(self, index: CocoIndex, root: Path, rows: NDArray[np.intp]) -> None:
+        """Keep which images count.
+
+        Args:
+            index: of the file.
+            root: folder that `file_name` is relative to.
+            rows: (N,) of ``index.images``.
+        """
+        self.root = root
+        """Folder that `file_name` is relative to."""
+        self._index, self._rows = index, rows
+        ids = sorted(category.id for category in index.categories)
+        self._labels = {number: label for label, number in enumerate(ids)}
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, place: int) -> Still: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Stills: ...
+
+    def __getitem__(self, place: int | slice) -> Still | Stills:
+        """Return an image with its annotations, or some of the images.
+
+        Raises:
+            DataError: the annotations were changed since they were opened.
+        """
+        if isinstance(place, slice):
+            return Stills(self._index, self.root, self._rows[place])
+        row = int(self._rows[place])
+        image = self._index.images[row]
+        size = int(image["height"]), int(image["width"])
+        found = self._index.annotations[self._index.first[row] : self._index.first[row + 1]]
+        crowds = [a for a in found[found["crowd"]] if a["kind"] in (POLYGONS, RUNS)]
+        return Still(
+            id=int(image["id"]),
+            path=self.root / self._index.names[row],
+            size=size,
+            source=self._index.source(row) or UNNAMED_SOURCE,
+            instances=tuple(self._instance(a, size) for a in found[_trains(found)]),
+            crowds=tuple(self._rle(a, size) for a in crowds),
+        )
+
+    def where(self, chosen: NDArray[np.bool_]) -> Stills:
+        """Return the images for which the (N,) ``chosen`` is True."""
+        return Stills(self._index, self.root, self._rows[chosen])
+
+    @property
+    def has_mask(self) -> NDArray[np.bool_]:
+        """(N,) whether any instance of an image has a mask."""
+        found = self._index.annotations
+        masked = _trains(found) & (found["kind"] != BOX)
+        return self._per_image(masked)[self._rows] > 0
+
+    @property
+    def names(self) -> list[str]:
+        """(N,) `file_name` of each image."""
+        return [self._index.names[row] for row in self._rows]
+
+    def ledger(self) -> Ledger:
+        """Return the images and annotations by the image's `source`."""
+        found = self._index.annotations
+        trains = _trains(found)
+        boxes = self._per_image(trains & (found["kind"] == BOX))[self._rows]
+        masked = self._per_image(trains & (found["kind"] != BOX))[self._rows]
+        sources = self._index.images["source_begin"][self._rows]
+        out: Ledger = {}
+        for number in np.unique(sources).tolist():
+            name = UNNAMED_SOURCE if number < 0 else self._index.sources[number]
+            here = sources == number
+            row = out.setdefault(name, Counter())
+            row["images"] += int(here.sum())
+            kinds = ((Supervision.MASK, masked), (Supervision.BOX, boxes))
+            row.update({kind.value: int(n[here].sum()) for kind, n in kinds if n[here].any()})
+        return out
+
+    def _per_image(self, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Return the number of chosen annotations of each image of the file."""
+        rows = self._index.annotations["image_row"][chosen]
+        return np.bincount(rows, minlength=len(self._index.images))
+
+    def _instance(self, row: Any, size: tuple[int, int]) -> Instance:
+        """Return one annotation."""
+        x, y, width, height = (float(row[name]) for name in ("x", "y", "width", "height"))
+        label = self._labels[int(row["category_id"])]
+        box = x, y, x + width, y + height
+        if row["kind"] == BOX:
+            return Instance(label, box, Supervision.BOX)
+        if row["kind"] == RUNS:
+            return Instance(label, box, Supervision.MASK, rle=self._rle(row, size))
+        parts = (np.array(part, np.float64) for part in self._index.segmentation(row))
+        whole = tuple(part for part in parts if len(part) >= _MIN_POLYGON)
+        return Instance(label, box, Supervision.MASK, whole)
+
+    def _rle(self, row: Any, size: tuple[int, int]) -> RLE:
+        """Return the mask of an annotation."""
+        where = f"`{self._index.path}`: annotation {row['id']}"
+        return segmentation_to_rle(self._index.segmentation(row), *size, where)
+
+
+def _trains(annotations: NDArray[Any]) -> NDArray[np.bool_]:
+    """Tell which annotations something is learnt from: no crowds, none that enclose nothing."""
+    return np.asarray(~annotations["crowd"] & (annotations["kind"] != HOLLOW))
+
+
+def read_stills(
+    json: Path, images: Path | None = None, on_error: OnError = STOP
+) -> tuple[tuple[Category, ...], Stills]:
+    """Open a COCO instances file; its index is kept where it is large (`coco_index`).
 
     Args:
         json: the file.
-        root: folder that `file_name` is relative to.
+        images: folder that `file_name` is relative to; None looks beside the file and in the usual
+            folders around it.
+        on_error: what missing image files are: `STOP`, an error; `SKIP`, a warning, unless there
+            are too many of them.
 
     Returns:
         The vocabulary by ascending id, and the images with annotations in the file's order.
@@ -82,31 +205,24 @@ def read_stills(json: Path, root: Path) -> tuple[tuple[Category, ...], list[Stil
     Raises:
         DataError: the file is malformed, image files are missing, or no annotation is left.
     """
-    dataset = read_coco(json, "training annotations")
-    vocabulary = sorted_categories(dataset.categories)
-    sizes = {image.id: (image.height, image.width) for image in dataset.images}
-    instances = _read_instances(json, dataset.annotations, sizes, vocabulary)
-    crowds = _read_crowds(json, dataset.annotations, sizes)
-    stills = [
-        Still(
-            image.id,
-            root / image.file_name,
-            sizes[image.id],
-            image.source or UNNAMED_SOURCE,
-            tuple(instances[image.id]),
-            tuple(crowds.get(image.id, ())),
+    index = open_index(json, "training annotations")
+    vocabulary = sorted_categories(index.categories)
+    found = index.annotations
+    hollow = int(np.count_nonzero(~found["crowd"] & (found["kind"] == HOLLOW)))
+    if hollow:
+        logger.warning(
+            "`%s`: %d annotations without a polygon of three points left out", json, hollow
         )
-        for image in dataset.images
-        if image.id in instances
-    ]
+    owners = np.bincount(found["image_row"][_trains(found)], minlength=len(index.images))
+    stills = Stills(index, images or usual_root(json, index.names), np.flatnonzero(owners))
     if not stills:
         raise DataError(
-            f"`{json}` holds no annotation to train on in its {len(sizes)} images",
+            f"`{json}` holds no annotation to train on in its {len(owners)} images",
             "`pmvis map-categories` prints what it kept of each source",
         )
-    if len(stills) < len(sizes):
-        logger.info("%s: %d images without annotations left out", json, len(sizes) - len(stills))
-    _check_files(stills, root)
+    if len(stills) < len(owners):
+        logger.info("%s: %d images without annotations left out", json, len(owners) - len(stills))
+    _check_files(stills, on_error)
     return vocabulary, stills
 
 
@@ -131,84 +247,22 @@ def sorted_categories(categories: Iterable[Category]) -> tuple[Category, ...]:
     return tuple(sorted(categories, key=lambda category: category.id))
 
 
-def _read_instances(
-    json: Path,
-    annotations: Sequence[CocoAnnotation],
-    sizes: dict[int, tuple[int, int]],
-    vocabulary: tuple[Category, ...],
-) -> dict[int, list[Instance]]:
-    """Return the instances by image id, without the images that have none."""
-    labels = {category.id: label for label, category in enumerate(vocabulary)}
-    instances: dict[int, list[Instance]] = {}
-    degenerate = 0
-    for row in annotations:
-        if row.is_crowd:
-            continue
-        where = f"`{json}`: annotation {row.id}"
-        instance = _read_instance(row, labels[row.category_id], sizes[row.image_id], where)
-        if instance is None:
-            degenerate += 1
-        else:
-            instances.setdefault(row.image_id, []).append(instance)
-    if degenerate:
-        logger.warning(
-            "`%s`: %d annotations without a polygon of three points left out", json, degenerate
-        )
-    return instances
-
-
-def _read_crowds(
-    json: Path, annotations: Sequence[CocoAnnotation], sizes: dict[int, tuple[int, int]]
-) -> dict[int, list[RLE]]:
-    """Return the masks of crowd annotations by image id; those with a box only say nothing."""
-    crowds: dict[int, list[RLE]] = {}
-    for row in annotations:
-        if row.is_crowd and row.segmentation is not None:
-            where = f"`{json}`: annotation {row.id}"
-            rle = segmentation_to_rle(row.segmentation, *sizes[row.image_id], where)
-            crowds.setdefault(row.image_id, []).append(rle)
-    return crowds
-
-
-def _read_instance(
-    row: CocoAnnotation, label: int, size: tuple[int, int], where: str
-) -> Instance | None:
-    """Return one annotation, or None if its polygons enclose nothing."""
-    x, y, width, height = row.bbox
-    box = float(x), float(y), float(x + width), float(y + height)
-    if row.segmentation is None:
-        return Instance(label, box, Supervision.BOX)
-    if isinstance(row.segmentation, Sequence):
-        polygons = tuple(_read_polygon(part, where) for part in row.segmentation)
-        whole = tuple(part for part in polygons if len(part) >= _MIN_POLYGON)
-        return Instance(label, box, Supervision.MASK, whole) if whole else None
-    rle = segmentation_to_rle(row.segmentation, *size, where)
-    return Instance(label, box, Supervision.MASK, rle=rle)
-
-
-def _read_polygon(part: Sequence[float], where: str) -> NDArray[np.float64]:
-    """Return a polygon as (2P,) numbers."""
-    try:
-        polygon = np.array(part, np.float64)
-    except (TypeError, ValueError):
-        polygon = np.zeros(1)
-    if polygon.ndim != 1 or len(polygon) % 2 or not np.isfinite(polygon).all():
-        raise DataError(f"{where}: a malformed polygon, expected numbers x, y, x, y, ...")
-    return polygon
-
-
-def _check_files(stills: Sequence[Still], root: Path) -> None:
+def _check_files(stills: Stills, on_error: OnError) -> None:
     """Check that all image files are there, listing each folder once."""
-    listed: dict[Path, set[str]] = {}
+    names, root = stills.names, stills.root
+    listed: dict[str, set[str]] = {}
     missing = []
-    for still in stills:
-        folder = still.path.parent
+    for name in names:
+        folder, _, file = name.rpartition("/")
         if folder not in listed:
-            listed[folder] = set(os.listdir(folder)) if folder.is_dir() else set()
-        if still.path.name not in listed[folder]:
-            missing.append(still.path)
-    if missing:
-        raise DataError(
-            f"{len(missing)} of {len(stills)} training images are missing, first `{missing[0]}`",
-            f"the annotations name files relative to `{root}`; give their folder with `--images`",
-        )
+            place = root / folder
+            listed[folder] = set(os.listdir(place)) if place.is_dir() else set()
+        if file not in listed[folder]:
+            missing.append(name)
+    if not missing:
+        return
+    told = (
+        f"{len(missing)} of {len(names)} training images are missing, first `{root / missing[0]}`"
+    )
+    hint = f"the annotations name files relative to `{root}`; give their folder with `--images`"
+    judge_missing(told, len(missing), len(names), on_error, hint)

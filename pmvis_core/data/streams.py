@@ -1,7 +1,8 @@
 """Endless streams of training batches that can start at any step.
 
 What step `k` yields depends on the seed, `k` and the process only, so a resumed run sees the data
-it would have seen. `Mixture` draws from several sources, each in shuffled epochs of its own.
+it would have seen, also where broken samples are replaced (`spares`). `Mixture` draws from several
+sources, each in shuffled epochs of its own.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from pmvis_core.data.spares import BrokenSamples
 from pmvis_core.errors import DataError, UsageError
 from pmvis_core.types import Category
 
@@ -28,7 +30,10 @@ Ledger = dict[str, Counter[str]]
 """Per source: how many ``images`` or ``videos``, and annotations by kind of supervision."""
 
 _DRAW_BLOCK = 4096
-_CHOICE, _ORDER, _SAMPLE = range(3)
+_CHOICE, _ORDER, _SAMPLE, _SPARE = range(4)
+_MOST_SPARES = 50
+_Made = tuple[Sample, list[DataError]]
+"""A sample, and why those before it could not be made."""
 
 
 class Source(Protocol[Sample_co]):
@@ -135,6 +140,7 @@ def batches(
     world: int = 1,
     start_step: int = 0,
     threads: int = 0,
+    broken: BrokenSamples | None = None,
 ) -> Iterator[list[Sample]]:
     """Yield this process's batches without end.
 
@@ -146,13 +152,18 @@ def batches(
         world: number of processes.
         start_step: step to begin with.
         threads: samples made side by side; 0 makes them in the caller's thread.
+        broken: counts the samples that cannot be made, in whose place others are drawn from the
+            same source; None stops at the first.
+
+    Raises:
+        DataError: a sample cannot be made, or with ``broken`` too many cannot.
     """
     mixture = source if isinstance(source, Mixture) else Mixture([source], [1.0])
     whole = world * share
     draws = mixture.draws(seed, start_step * whole)
 
-    def make(drawn: tuple[Source[Sample], int], number: int) -> Sample:
-        return drawn[0].sample(drawn[1], np.random.default_rng([seed, _SAMPLE, number]))
+    def make(drawn: tuple[Source[Sample], int], number: int) -> _Made[Sample]:
+        return _make(drawn[0], drawn[1], seed, number, spares=_MOST_SPARES if broken else 0)
 
     with ThreadPoolExecutor(max(1, threads)) as pool:
         for step in itertools.count(start_step):
@@ -160,7 +171,29 @@ def batches(
             drawn = list(itertools.islice(draws, whole))[first : first + share]
             begin = step * whole + first
             numbers = range(begin, begin + share)
-            yield list((pool.map if threads else map)(make, drawn, numbers))
+            made = list((pool.map if threads else map)(make, drawn, numbers))
+            if broken is not None:
+                broken.add(step, len(made), [error for _, errors in made for error in errors])
+            yield [sample for sample, _ in made]
+
+
+def _make(source: Source[Sample], index: int, seed: int, number: int, spares: int) -> _Made[Sample]:
+    """Make a sample, or one of up to ``spares`` others of its source if it is broken.
+
+    Raises:
+        DataError: none of them can be made.
+    """
+    errors: list[DataError] = []
+    rng = np.random.default_rng([seed, _SAMPLE, number])
+    while True:
+        try:
+            return source.sample(index, rng), errors
+        except DataError as error:
+            if len(errors) == spares:
+                raise
+            rng = np.random.default_rng([seed, _SPARE, number, len(errors)])
+            index = int(rng.integers(len(source)))
+            errors.append(error)
 
 
 def prefetch(items: Iterator[T], depth: int = 2) -> Iterator[T]:

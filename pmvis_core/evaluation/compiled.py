@@ -32,6 +32,8 @@ from pmvis_core.evaluation.protocol import (
 )
 from pmvis_core.native import find_library
 
+VERSION = 1
+"""Of the structures and functions below; csrc/vis_eval.cpp names the same."""
 _REFUSED, _NO_MEMORY = 1, 2
 
 
@@ -242,6 +244,10 @@ def load_library() -> tuple[ctypes.CDLL | None, str]:
         return None, reason
     try:
         library = ctypes.CDLL(str(path))
+        # One that was built before it told its version is of another, too.
+        version = getattr(library, "pmvis_eval_version", lambda: -1)()
+        if version != VERSION:
+            return None, f"`{path}` is of another version: install pmvis again"
         for name, arguments in _FUNCTIONS.items():
             function = getattr(library, f"pmvis_eval_{name}")
             function.argtypes, function.restype = arguments, ctypes.c_int64

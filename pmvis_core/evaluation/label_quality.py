@@ -2,15 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pmvis_core.errors import DataError
 from pmvis_core.evaluation.average_precision import iou_matrix
 from pmvis_core.evaluation.protocol import Floats
 from pmvis_core.formats.ytvis import Dataset
-from pmvis_core.types import VideoTracks
+from pmvis_core.types import Track, VideoTracks
+
+
+@dataclass(frozen=True)
+class ComparedVideo:
+    """The labels of one video against its truth, compared once and counted as often as wanted."""
+
+    tracks: tuple[Track, ...]
+    """(D,) labels, best first."""
+    ious: Floats
+    """(D, G) track IoUs with the objects that are there."""
+    same: NDArray[np.bool_]
+    """(D, G) whether the categories agree."""
+
+    def matched(self, rows: Sequence[int], iou: float = 0.5, *, any_class: bool = False) -> int:
+        """Return how many of some labels find an object, greedily, best label first.
+
+        Args:
+            rows: places of the labels in ``tracks``, ascending.
+            iou: smallest track IoU of a match.
+            any_class: whether categories are not compared.
+        """
+        ious = self.ious if any_class else np.where(self.same, self.ious, -1.0)
+        return _count_matches(ious[list(rows)], iou)
+
+
+def compare(tracks: Iterable[VideoTracks], truth: Dataset) -> Iterator[ComparedVideo]:
+    """Yield every labelled video with the IoUs of its labels, for `label_quality` and sweeps.
+
+    Raises:
+        DataError: a video of ``tracks`` is not in ``truth``.
+    """
+    there = {video.video.id: video for video in truth}
+    for video in tracks:
+        if video.video.id not in there:
+            raise DataError(
+                f"video {video.video.id} `{video.video.name}` is not in {truth.name}",
+                "compare with the ground truth of the videos that were labelled",
+            )
+        labels = tuple(sorted(video.tracks, key=lambda track: -track.score))
+        objects = there[video.video.id].tracks
+        ious = iou_matrix([t.rles for t in labels], [t.rles for t in objects])[0]
+        same = [[a.category_id == b.category_id for b in objects] for a in labels]
+        yield ComparedVideo(labels, ious, np.array(same, dtype=bool).reshape(ious.shape))
 
 
 def label_quality(
@@ -34,22 +79,13 @@ def label_quality(
     Raises:
         DataError: a video of ``tracks`` is not in ``truth``.
     """
-    there = {video.video.id: video for video in truth}
     predicted = matched = matched_any = 0
-    for video in tracks:
-        if video.video.id not in there:
-            raise DataError(
-                f"video {video.video.id} `{video.video.name}` is not in {truth.name}",
-                "compare with the ground truth of the videos that were labelled",
-            )
-        labels = sorted(video.tracks, key=lambda track: -track.score)
-        objects = there[video.video.id].tracks
-        ious = iou_matrix([t.rles for t in labels], [t.rles for t in objects])[0]
-        same = np.array([[a.category_id == b.category_id for b in objects] for a in labels])
-        predicted += len(labels)
-        matched += _count_matches(np.where(same.reshape(ious.shape), ious, -1.0), iou)
-        matched_any += _count_matches(ious, iou)
-    objects_there = sum(len(video.tracks) for video in there.values())
+    for video in compare(tracks, truth):
+        every = range(len(video.tracks))
+        predicted += len(every)
+        matched += video.matched(every, iou)
+        matched_any += video.matched(every, iou, any_class=True)
+    objects_there = sum(len(video.tracks) for video in truth)
     return {
         "precision": matched / predicted if predicted else 0.0,
         "recall": matched / objects_there if objects_there else 0.0,

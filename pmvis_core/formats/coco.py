@@ -11,20 +11,32 @@ supervision. An empty ``segmentation`` (``[]``, as in ImageNet-bbox JSON) is rea
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Protocol
 
 from pmvis_core import masks
 from pmvis_core.errors import DataError
-from pmvis_core.files import read_json
+from pmvis_core.files import atomic_write, canonical_json, read_json
 from pmvis_core.tracks_json import TracksHeader
 from pmvis_core.types import RLE, Category, Supervision, Track, VideoInfo, VideoTracks
 
-Segmentation = Sequence[Sequence[float]] | Mapping[str, Any]
-"""COCO's own forms: a list of polygons ``[x0, y0, x1, y1, …]``, or an RLE, compressed or not."""
+
+class SegmentationText(Protocol):
+    """A segmentation that was left in its file (`coco_index`)."""
+
+    def read(self) -> bytes:
+        """Return its JSON as it stands there."""
+
+
+_PLAIN = frozenset([float])
+
+Segmentation = Sequence[Sequence[float]] | Mapping[str, Any] | SegmentationText
+"""COCO's own forms: a list of polygons ``[x0, y0, x1, y1, …]``, or an RLE, compressed or not; or
+the place where one of these stands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,11 +148,15 @@ def from_coco(value: Any, where: str) -> CocoDataset:
             "`annotations` and `categories`"
         )
     categories = tuple(
-        _category(row, f"{where}: categories[{i}]") for i, row in enumerate(value["categories"])
+        parse_category(row, f"{where}: categories[{i}]")
+        for i, row in enumerate(value["categories"])
     )
-    images = tuple(_image(row, f"{where}: images[{i}]") for i, row in enumerate(value["images"]))
+    images = tuple(
+        parse_image(row, f"{where}: images[{i}]") for i, row in enumerate(value["images"])
+    )
     annotations = tuple(
-        _annotation(row, f"{where}: annotations[{i}]") for i, row in enumerate(value["annotations"])
+        parse_annotation(row, f"{where}: annotations[{i}]")
+        for i, row in enumerate(value["annotations"])
     )
     image_ids = _unique([image.id for image in images], f"{where}: image id")
     category_ids = _unique([category.id for category in categories], f"{where}: category id")
@@ -155,6 +171,57 @@ def from_coco(value: Any, where: str) -> CocoDataset:
     return CocoDataset(categories, images, annotations)
 
 
+def parse_category(row: Any, where: str) -> Category:
+    """Parse one of the categories.
+
+    Raises:
+        DataError: a field is missing or of another type; ``where`` begins the message.
+    """
+    return Category(_integer(row, "id", where), _text(row, "name", where))
+
+
+def parse_image(row: Any, where: str) -> CocoImage:
+    """Parse one of the images.
+
+    Raises:
+        DataError: a field is missing or of another type; ``where`` begins the message.
+    """
+    image = CocoImage(
+        id=_integer(row, "id", where),
+        file_name=_text(row, "file_name", where),
+        height=_integer(row, "height", where),
+        width=_integer(row, "width", where),
+        source=row.get("source"),
+    )
+    if image.height <= 0 or image.width <= 0:
+        raise DataError(f"{where}: size {image.width}x{image.height}, expected positive numbers")
+    return image
+
+
+def parse_annotation(row: Any, where: str) -> CocoAnnotation:
+    """Parse one of the annotations.
+
+    Raises:
+        DataError: a field is missing or of another type; ``where`` begins the message.
+    """
+    bbox = _field(row, "bbox", where)
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)):
+        raise DataError(f"{where}: bbox is {bbox!r}, expected `[x, y, width, height]`")
+    segmentation = row.get("segmentation") or None
+    if not isinstance(segmentation, list | dict | None):
+        raise DataError(f"{where}: segmentation is a {type(segmentation).__name__}")
+    area = row.get("area")
+    return CocoAnnotation(
+        id=_integer(row, "id", where),
+        image_id=_integer(row, "image_id", where),
+        category_id=_integer(row, "category_id", where),
+        bbox=(bbox[0], bbox[1], bbox[2], bbox[3]),
+        area=area if _is_number(area) else bbox[2] * bbox[3],
+        segmentation=segmentation,
+        is_crowd=bool(row.get("iscrowd", 0)),
+    )
+
+
 def as_coco(dataset: CocoDataset, description: str = "") -> dict[str, Any]:
     """Return a data set as COCO JSON; an annotation without a mask has no key ``segmentation``."""
     return {
@@ -163,6 +230,23 @@ def as_coco(dataset: CocoDataset, description: str = "") -> dict[str, Any]:
         "images": [_image_as_json(image) for image in dataset.images],
         "annotations": [_annotation_as_json(row) for row in dataset.annotations],
     }
+
+
+def write_coco(path: Path, dataset: CocoDataset, description: str = "") -> None:
+    """Write a data set as canonical JSON, entry by entry, atomically.
+
+    The bytes are those of `as_coco` written by `files.write_json`, but for polygons that were left
+    in their file: their numbers are written as they are spelt there.
+
+    Raises:
+        ResourceError: the place cannot be written.
+    """
+    with atomic_write(path, "wb") as stream:
+        stream.write(b'{"annotations":[')
+        for position, row in enumerate(dataset.annotations):
+            stream.write((b"," if position else b"") + _annotation_line(row))
+        rest = canonical_json(as_coco(replace(dataset, annotations=()), description))
+        stream.write(rest.removeprefix('{"annotations":[').encode() + b"\n")
 
 
 def segmentation_to_rle(segmentation: Segmentation, height: int, width: int, where: str) -> RLE:
@@ -177,6 +261,7 @@ def segmentation_to_rle(segmentation: Segmentation, height: int, width: int, whe
     Raises:
         DataError: the RLE is of another size or does not fill the image, or polygons are broken.
     """
+    segmentation = segmentation_value(segmentation)
     if isinstance(segmentation, Mapping):
         size = list(segmentation.get("size", ()))
         if size != [height, width]:
@@ -196,6 +281,26 @@ def segmentation_to_rle(segmentation: Segmentation, height: int, width: int, whe
     return masks.from_polygons([list(polygon) for polygon in segmentation], height, width)
 
 
+def segmentation_value(segmentation: Segmentation) -> Sequence[Sequence[float]] | Mapping[str, Any]:
+    """Return a segmentation as polygons or RLE, also where it was left in its file.
+
+    Raises:
+        DataError: that file was changed since it was opened.
+    """
+    if isinstance(segmentation, Sequence | Mapping):
+        return segmentation
+    value: Sequence[Sequence[float]] | Mapping[str, Any] = json.loads(segmentation.read())
+    return value
+
+
+def polygon_length(part: Any) -> int | None:
+    """Return the numbers of a polygon, or None if it is no list of pairs of finite numbers."""
+    if not isinstance(part, list | tuple) or len(part) % 2:
+        return None
+    usual = set(map(type, part)) <= _PLAIN and math.isfinite(sum(part))
+    return len(part) if usual or all(map(_is_number, part)) else None
+
+
 def _track(row: CocoAnnotation, video: VideoInfo, name: str) -> Track:
     """Return an instance as a track of its one-frame video."""
     where = f"{name}: annotation {row.id}"
@@ -206,45 +311,6 @@ def _track(row: CocoAnnotation, video: VideoInfo, name: str) -> Track:
         )
     rle = segmentation_to_rle(row.segmentation, video.height, video.width, where)
     return Track(row.id, row.category_id, 1.0, (1.0,), (rle,), supervision=Supervision.MASK)
-
-
-def _category(row: Any, where: str) -> Category:
-    """Parse one category."""
-    return Category(_integer(row, "id", where), _text(row, "name", where))
-
-
-def _image(row: Any, where: str) -> CocoImage:
-    """Parse one image."""
-    image = CocoImage(
-        id=_integer(row, "id", where),
-        file_name=_text(row, "file_name", where),
-        height=_integer(row, "height", where),
-        width=_integer(row, "width", where),
-        source=row.get("source"),
-    )
-    if image.height <= 0 or image.width <= 0:
-        raise DataError(f"{where}: size {image.width}x{image.height}, expected positive numbers")
-    return image
-
-
-def _annotation(row: Any, where: str) -> CocoAnnotation:
-    """Parse one annotation."""
-    bbox = _field(row, "bbox", where)
-    if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)):
-        raise DataError(f"{where}: bbox is {bbox!r}, expected `[x, y, width, height]`")
-    segmentation = row.get("segmentation") or None
-    if not isinstance(segmentation, list | dict | None):
-        raise DataError(f"{where}: segmentation is a {type(segmentation).__name__}")
-    area = row.get("area")
-    return CocoAnnotation(
-        id=_integer(row, "id", where),
-        image_id=_integer(row, "image_id", where),
-        category_id=_integer(row, "category_id", where),
-        bbox=(bbox[0], bbox[1], bbox[2], bbox[3]),
-        area=area if _is_number(area) else bbox[2] * bbox[3],
-        segmentation=segmentation,
-        is_crowd=bool(row.get("iscrowd", 0)),
-    )
 
 
 def _image_as_json(image: CocoImage) -> dict[str, Any]:
@@ -271,8 +337,28 @@ def _annotation_as_json(annotation: CocoAnnotation) -> dict[str, Any]:
         "iscrowd": int(annotation.is_crowd),
     }
     if annotation.segmentation is not None:
-        row["segmentation"] = annotation.segmentation
+        row["segmentation"] = segmentation_value(annotation.segmentation)
     return row
+
+
+def _annotation_line(annotation: CocoAnnotation) -> bytes:
+    """Return one annotation as canonical JSON."""
+    mask = annotation.segmentation
+    if mask is None or isinstance(mask, Sequence | Mapping):
+        return canonical_json(_annotation_as_json(annotation)).encode()
+    text = mask.read()
+    if text.startswith(b"["):
+        text = text.translate(None, b" \t\r\n")
+    else:
+        text = canonical_json(json.loads(text)).encode()
+    # By hand, for there are hundreds of thousands: the keys of `_annotation_as_json`, sorted.
+    x, y, width, height = annotation.bbox
+    rest = (
+        f'{{"area":{annotation.area!r},"bbox":[{x!r},{y!r},{width!r},{height!r}],'
+        f'"category_id":{annotation.category_id},"id":{annotation.id},'
+        f'"image_id":{annotation.image_id},"iscrowd":{int(annotation.is_crowd)},"segmentation":'
+    )
+    return rest.encode() + text + b"}"
 
 
 def _field(row: Any, key: str, where: str) -> Any:
@@ -300,7 +386,12 @@ def _text(row: Any, key: str, where: str) -> str:
 
 def _is_number(value: Any) -> bool:
     """Tell whether a JSON value is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _unique(ids: list[int], what: str) -> set[int]:

@@ -25,6 +25,7 @@ _BLOCK_TYPES: tuple[tuple[str, type], ...] = (
     ("track_id", int),
     ("instance", int),
     ("keyframe", int),
+    ("quality", float),
     ("supervision", str),
     ("frame_scores", list),
     ("lineage", dict),
@@ -133,6 +134,7 @@ def as_track(row: Annotation, video: VideoInfo, where: str) -> Track:
         rles=rles,
         instance=block.get("instance"),
         keyframe=block.get("keyframe"),
+        quality=block.get("quality"),
         supervision=Supervision(block.get("supervision", implied)),
         lineage=lineage,
     )

@@ -113,6 +113,7 @@ def _block(track: Track, number: int) -> dict[str, Any]:
         ("frame_scores", list(track.frame_scores), track.frame_scores != usual),
         ("instance", track.instance, track.instance is not None),
         ("keyframe", track.keyframe, track.keyframe is not None),
+        ("quality", track.quality, track.quality is not None),
         ("supervision", track.supervision.value, track.supervision is not implied),
         ("lineage", dict(track.lineage), bool(track.lineage) and not _is_untouched(track)),
     )

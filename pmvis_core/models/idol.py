@@ -8,7 +8,7 @@ enters through contrastive training and through the tracker (``pmvis_core/associ
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -203,6 +203,20 @@ class IdolPredictions:
         features = self.mask_features
         features = features[0] if len(features) == 1 else features[batch]
         return dynamic_masks(features, parameters, centres, self.coordinate_unit_px)
+
+    def in_float32(self) -> IdolPredictions:
+        """Return the same with every half-precision tensor widened."""
+        states, boxes, references = (
+            x.float() for x in (self.decoded.states, self.decoded.boxes, self.decoded.references)
+        )
+        return replace(
+            self,
+            logits=self.logits.float(),
+            boxes=self.boxes.float(),
+            embeddings=self.embeddings.float(),
+            decoded=DecoderStates(states, boxes, references),
+            mask_features=self.mask_features.float(),
+        )
 
     def rows(self, start: int, stop: int) -> IdolPredictions:
         """Return the predictions of some frames of the batch."""

@@ -12,13 +12,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pmvis_core.ops import deformable_attention
+from pmvis_core.ops import fused_deformable_attention
 
 TEMPERATURE = 10000
 
@@ -94,58 +94,30 @@ class MultiScaleDeformableAttention(nn.Module):
             nn.init.xavier_uniform_(projection.weight)
             nn.init.zeros_(projection.bias)
 
-    def forward(self, query: Tensor, sampling: Sampling, memory: Memory, values: Tensor) -> Tensor:
+    def forward(self, query: Tensor, references: Tensor, memory: Memory, values: Tensor) -> Tensor:
         """Attend.
 
         Args:
             query: (B, Q, D) with positions added.
-            sampling: where each query's points start, and the unit of their offsets.
+            references: (B, Q, L, 2) xy, around which offsets are pixels of their level, or
+                (B, Q, L, 4) cxcywh, where the farthest of P points reaches half a side; per level,
+                in [0, 1] of the padded map.
             memory: geometry of the levels.
             values: (B, S, D) what is sampled.
 
         Returns:
             (B, Q, D).
         """
-        batch, length, _ = query.shape
-        value = self.value_proj(values)
-        if memory.any_padding:
-            value = value.masked_fill_(memory.padding[..., None], 0.0)
-        value = value.view(batch, value.shape[1], self.heads, -1)
-        shape = (batch, length, self.heads, self.levels, self.points)
-        offsets = self.sampling_offsets(query).view(*shape, 2)
-        weights = self.attention_weights(query).view(batch, length, self.heads, -1)
-        weights = weights.softmax(-1).view(shape)
-        locations = torch.addcmul(sampling.starts, offsets, sampling.units)
-        out = deformable_attention(value, memory.shapes, locations, weights)
+        shape = (*query.shape[:2], self.heads, self.levels, self.points)
+        out = fused_deformable_attention(
+            self.value_proj(values).unflatten(-1, (self.heads, -1)),
+            memory.shapes,
+            references,
+            self.sampling_offsets(query).view(*shape, 2),
+            self.attention_weights(query).view(shape),
+            memory.padding if memory.any_padding else None,
+        )
         return self.output_proj(out)
-
-    def sampling(self, references: Tensor, memory: Memory) -> Sampling:
-        """Say where sampling starts and what offsets are measured in.
-
-        Args:
-            references: (B, Q, L, 2) xy, around which offsets are pixels of their level, or
-                (B, Q, L, 4) cxcywh, where the farthest of P points reaches half a side; per level,
-                in [0, 1] of the padded map.
-            memory: geometry of the levels.
-        """
-        if references.shape[-1] == 4:
-            centre, size = references[:, :, None, :, None].split(2, dim=-1)
-            return Sampling(centre, size * (0.5 / self.points))
-        # Laid out in full: the encoder's layers share it, and broadcasting along axes as short as
-        # these takes longer than the sum itself.
-        starts = references[:, :, None, :, None].expand(-1, -1, self.heads, -1, self.points, -1)
-        pixels = (1 / memory.wh)[None, :, None].expand(self.heads, -1, self.points, -1)
-        return Sampling(starts.contiguous(), pixels.contiguous())
-
-
-class Sampling(NamedTuple):
-    """Where sampling points start and what their offsets are measured in.
-
-    Both in [0, 1] of the padded maps, xy last, and broadcastable to (B, Q, M, L, P, 2).
-    """
-
-    starts: Tensor
-    units: Tensor
 
 
 @dataclass(frozen=True)
@@ -202,9 +174,9 @@ class EncoderLayer(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, position: Tensor, sampling: Sampling, memory: Memory) -> Tensor:
-        """Transform (B, S, D) features."""
-        attended = self.self_attn(x + position, sampling, memory, x)
+    def forward(self, x: Tensor, position: Tensor, references: Tensor, memory: Memory) -> Tensor:
+        """Transform (B, S, D) features, each at its own place in references (B, S, L, 2)."""
+        attended = self.self_attn(x + position, references, memory, x)
         x = self.norm1(x + self.dropout(attended))
         hidden = self.linear2(self.dropout(F.relu(self.linear1(x), inplace=True)))
         return self.norm2(x + self.dropout(hidden))
@@ -234,8 +206,7 @@ class DecoderLayer(nn.Module):
         query = x + position
         attended = self.self_attn(query, query, x, need_weights=False)[0]
         x = self.norm2(x + self.dropout(attended))
-        sampling = self.cross_attn.sampling(references, memory)
-        attended = self.cross_attn(x + position, sampling, memory, values)
+        attended = self.cross_attn(x + position, references, memory, values)
         x = self.norm1(x + self.dropout(attended))
         hidden = self.linear2(self.dropout(F.relu(self.linear1(x), inplace=True)))
         return self.norm3(x + self.dropout(hidden))
@@ -312,10 +283,9 @@ class DeformableTransformer(nn.Module):
             for level, p in enumerate(positions)
         ]
         position = torch.cat(embedded, 1)
-        first = cast(EncoderLayer, self.encoder.layers[0])
-        sampling = first.self_attn.sampling(memory.pixel_centres(), memory)
+        places = memory.pixel_centres()
         for layer in self.encoder.layers:
-            x = layer(x, position, sampling, memory)
+            x = layer(x, position, places, memory)
         return x
 
     def decode(

@@ -3,7 +3,8 @@
 Each query samples a few points of every level's map and adds them up with weights. The kernels for
 CPUs work in float32 and float64, and maps of a half type are widened for them. Those for GPUs read
 and write half types and add up in float32; there, value's gradient is summed in no fixed order
-unless `torch.use_deterministic_algorithms` asks for one.
+unless `torch.use_deterministic_algorithms` asks for one. `fused_deformable` also takes over what
+networks do just before it.
 
     output = deformable_attention(value, [(48, 80), (24, 40)], locations, weights)
 """
@@ -26,6 +27,9 @@ _MAX_POINTS = 256
 """Levels x points that the kernels have room for (csrc/deformable_attention.h)."""
 _MAX_LEVELS, _MAX_SIDE, _MAX_ROWS = 8, 65000, 65535
 """Levels, cells along an axis, and batch x heads of a GPU's kernels (deformable_attention.cuh)."""
+
+_ORDERED = frozenset({"cpu"})
+"""Devices whose kernels sum up in one order anyway."""
 
 
 def deformable_attention(
@@ -55,10 +59,10 @@ def deformable_attention(
         ValueError: shapes do not fit together.
         ResourceError: the wished backend cannot carry this call.
     """
-    _check(value, spatial_shapes, locations, weights)
-    obstacle = _obstacle(value, spatial_shapes, locations, weights)
+    check_operands(value, spatial_shapes, locations, weights)
+    obstacle = obstacle_of(value, spatial_shapes, locations, weights)
     carrier = choose(_NAME, backend, value.device.type, obstacle)
-    operands = _in_one_type(value, locations, weights)
+    operands = in_one_type(value, locations, weights)
     if carrier == "torch":
         result = deformable_attention_reference(operands[0], spatial_shapes, *operands[1:])
         return result.to(value.dtype)
@@ -91,15 +95,13 @@ def deformable_attention_reference(
     return summed.view(batch, heads * channels, queries).transpose(1, 2).contiguous()
 
 
-def _obstacle(
-    value: Tensor, spatial_shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
-) -> str:
-    """Say why no kernel can serve this call."""
-    if weights.shape[3] * weights.shape[4] > _MAX_POINTS:
+def obstacle_of(value: Tensor, spatial_shapes: Sequence[tuple[int, int]], *others: Tensor) -> str:
+    """Say why no kernel can serve a call; the last operand is (B, Q, M, L, P)."""
+    if others[-1].shape[3] * others[-1].shape[4] > _MAX_POINTS:
         return f"levels x points are more than {_MAX_POINTS}"
     if value.dtype not in _FULL_TYPES + _HALF_TYPES:
         return f"there is no kernel for {value.dtype}"
-    if not value.device == locations.device == weights.device:
+    if any(other.device != value.device for other in others):
         return "the operands are on different devices"
     return "" if value.device.type == "cpu" else _gpu_obstacle(value, spatial_shapes)
 
@@ -115,7 +117,7 @@ def _gpu_obstacle(value: Tensor, spatial_shapes: Sequence[tuple[int, int]]) -> s
     return "batch x heads x channels are too many" if many else ""
 
 
-def _in_one_type(*tensors: Tensor) -> tuple[Tensor, ...]:
+def in_one_type(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Return the tensors in the first one's type, or in float32 if that is a half type."""
     dtype = torch.float32 if tensors[0].dtype in _HALF_TYPES else tensors[0].dtype
     return tuple(tensor.to(dtype) for tensor in tensors)
@@ -142,10 +144,9 @@ def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:
     """Return the gradients of value, shapes (none), locations and weights."""
     backward = operator(f"{_NAME}_backward")
-    bound = _bound(grad, ctx.saved_tensors[3])
-    grad_value, grad_locations, grad_weights = backward(
-        grad.contiguous(), *ctx.saved_tensors, bound
-    )
+    saved = ctx.saved_tensors  # once only: checkpointed activations are handed out no second time
+    bound = _bound(grad, saved[3])
+    grad_value, grad_locations, grad_weights = backward(grad.contiguous(), *saved, bound)
     return grad_value, None, grad_locations, grad_weights
 
 
@@ -154,9 +155,12 @@ def _bound(grad: Tensor, weights: Tensor) -> Tensor:
 
     With it a GPU sums whole numbers, which is the same in any order. A CPU has one order anyway.
     """
-    if grad.device.type == "cpu" or not torch.are_deterministic_algorithms_enabled():
-        return weights.new_empty(0)
-    return largest_sum(grad, weights)
+    return largest_sum(grad, weights) if wants_order(grad) else weights.new_empty(0)
+
+
+def wants_order(grad: Tensor) -> bool:
+    """Say whether sums on a tensor's device must be asked for to be the same every time."""
+    return grad.device.type not in _ORDERED and torch.are_deterministic_algorithms_enabled()
 
 
 def largest_sum(grad: Tensor, weights: Tensor) -> Tensor:
@@ -173,10 +177,18 @@ def largest_sum(grad: Tensor, weights: Tensor) -> Tensor:
     return (weights.abs().sum((1, 3, 4)).amax() * steepest)[None]
 
 
-def _check(
-    value: Tensor, spatial_shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
+def check_operands(
+    value: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    places: Tensor,
+    scores: Tensor,
+    names: tuple[str, str] = ("locations", "weights"),
 ) -> None:
-    """Check that the shapes fit together: the kernels trust them."""
+    """Check that the shapes fit together: the kernels trust them.
+
+    Raises:
+        ValueError: they do not; places and scores are called by the names.
+    """
     levels = len(spatial_shapes)
     if not levels or any(height < 1 or width < 1 for height, width in spatial_shapes):
         raise ValueError(f"levels are {list(spatial_shapes)}, expected positive heights and widths")
@@ -187,15 +199,15 @@ def _check(
             f"{list(spatial_shapes)}"
         )
     batch, _, heads, _ = value.shape
-    fixed = [locations.shape[d] for d in (0, 2, 3, 5)] if locations.ndim == 6 else []
+    fixed = [places.shape[d] for d in (0, 2, 3, 5)] if places.ndim == 6 else []
     if fixed != [batch, heads, levels, 2]:
         raise ValueError(
-            f"locations have shape {tuple(locations.shape)}, expected "
+            f"{names[0]} have shape {tuple(places.shape)}, expected "
             f"({batch}, Q, {heads}, {levels}, P, 2)"
         )
-    if weights.shape != locations.shape[:5]:
+    if scores.shape != places.shape[:5]:
         raise ValueError(
-            f"weights have shape {tuple(weights.shape)}, expected {tuple(locations.shape[:5])}"
+            f"{names[1]} have shape {tuple(scores.shape)}, expected {tuple(places.shape[:5])}"
         )
 
 

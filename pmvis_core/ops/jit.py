@@ -4,13 +4,13 @@ The text is that of the compiled library (csrc/*.cuh); what is here does in Pyth
 csrc/*_cuda.cu do in C++: make room for results, choose a kernel, and count its blocks. Operands
 come checked from the functions of this package.
 
-    register(fragment)  # the operators of `library` then run on CUDA tensors
+    register(fragment, KERNELS)  # the operators of `library` then run on CUDA tensors
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,15 +29,16 @@ _TYPES = {
     torch.float32: "float",
     torch.float64: "double",
 }
-# These are those of the text: csrc/deformable_attention.cuh, pairwise.cuh and mask_runs.cuh.
+# These are those of the text: csrc/deformable_attention.cuh, pairwise*.cuh and mask_runs.cuh.
 _THREADS, _QUERIES, _LEVELS = 128, 4, 8
 _TILE, _COLOUR_ROWS = (32, 8, 1), 16
-_STRIPS = 8
+_STRIPS, _FOLD = 8, 256
+_STEPS, _STEP_OFFSET = 16, 1 << 11
 
 
-def register(fragment: Any) -> None:
+def register(fragment: Any, kernels: Mapping[str, Callable[..., Any]]) -> None:
     """Give the operators of a `torch.library.Library` their kernels for CUDA tensors."""
-    for name, function in _KERNELS.items():
+    for name, function in kernels.items():
         fragment.impl(name, function, "CUDA")
 
 
@@ -55,12 +56,15 @@ def launch(
         shared: bytes of shared memory beyond those that it declares.
 
     Raises:
+        ValueError: the tensors are on different devices.
         ResourceError: cupy cannot compile or load it.
     """
     import cupy
 
-    tensor = next(item for item in arguments if isinstance(item, Tensor))
-    index = tensor.device.index
+    devices = {item.device for item in arguments if isinstance(item, Tensor)}
+    if len(devices) != 1:
+        raise ValueError(f"`{kernel}`: tensors are on {sorted(map(str, devices))}, expected one")
+    index = devices.pop().index
     numbers = tuple(_number(item) for item in arguments)
     with cupy.cuda.Device(index):
         stream = cupy.cuda.ExternalStream(torch.cuda.current_stream(index).cuda_stream, index)
@@ -99,18 +103,46 @@ def deformable_attention(
     value: Tensor, shapes: Tensor, locations: Tensor, weights: Tensor
 ) -> Tensor:
     """Return (B, Q, M * D); see the operator's schema."""
+    return _attend(value, shapes, None, locations, weights, None)
+
+
+def fused_deformable_attention(
+    value: Tensor,
+    shapes: Tensor,
+    references: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
+    padding: Tensor,
+) -> Tensor:
+    """Return (B, Q, M * D); see the operator's schema."""
+    return _attend(value, shapes, references, offsets, logits, padding)
+
+
+def _attend(
+    value: Tensor,
+    shapes: Tensor,
+    references: Tensor | None,
+    places: Tensor,
+    scores: Tensor,
+    padding: Tensor | None,
+) -> Tensor:
+    """Return (B, Q, M * D), fused where there are references."""
     batch, _, heads, channels = value.shape
-    queries = locations.shape[1]
+    queries = places.shape[1]
     output = value.new_empty((batch, queries, heads * channels))
     lanes, group = _lanes(channels, 16 // value.element_size(), (4, 8, 16))
     slices = _blocks(channels, lanes * group)
     if output.numel():
+        kinds = f"{_TYPES[value.dtype]}, {lanes}, {group}, {_word(references is not None)}"
         launch(
             "deformable_attention.cuh",
-            f"pmvis::deformable_forward<{_TYPES[value.dtype]}, {lanes}, {group}>",
+            f"pmvis::deformable_forward<{kinds}>",
             (_blocks(queries, _THREADS // group), batch * heads * slices, 1),
             (_THREADS, 1, 1),
-            (value, locations, weights, output, *_sizes(shapes, value, locations)),
+            (
+                *(value, references, places, scores, _some(padding), output),
+                *_sizes(shapes, value, places, references),
+            ),
         )
     return output
 
@@ -119,40 +151,80 @@ def deformable_attention_backward(
     grad: Tensor, value: Tensor, shapes: Tensor, locations: Tensor, weights: Tensor, bound: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of value, locations and weights; see the operator's schema."""
-    kind = _TYPES[value.dtype]
-    if bound.numel():
-        sums, name, limit = torch.zeros_like(value, dtype=torch.int64), "long long", bound
-    else:
-        sums, name, limit = (
-            torch.zeros_like(value, dtype=weights.dtype),
-            _TYPES[weights.dtype],
-            None,
-        )
-    slopes, gates = torch.empty_like(locations), torch.empty_like(weights)
+    operands = (value, shapes, None, locations, weights, None)
+    sums, _, slopes, gates = _attend_backward(grad, *operands, bound, False)
+    return sums, slopes, gates
+
+
+def fused_deformable_attention_backward(
+    grad: Tensor,
+    value: Tensor,
+    shapes: Tensor,
+    references: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
+    padding: Tensor,
+    bound: Tensor,
+    with_references: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of value, references, offsets, logits; see the operator's schema."""
+    operands = (value, shapes, references, offsets, logits, padding)
+    return _attend_backward(grad, *operands, bound, with_references)
+
+
+def _attend_backward(
+    grad: Tensor,
+    value: Tensor,
+    shapes: Tensor,
+    references: Tensor | None,
+    places: Tensor,
+    scores: Tensor,
+    padding: Tensor | None,
+    bound: Tensor,
+    with_references: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of value, references (each head's), places and scores."""
+    sums = torch.zeros_like(value, dtype=torch.int64 if bound.numel() else scores.dtype)
+    name = "long long" if bound.numel() else _TYPES[scores.dtype]
+    slopes, gates = torch.empty_like(places), torch.empty_like(scores)
+    shares = scores.new_empty(0)
+    if references is not None and with_references:
+        shares = scores.new_empty((*scores.shape[:4], references.shape[3]))
     heads, channels = value.shape[2:]
-    lanes, group = _lanes(channels, 16 // weights.element_size(), (8, 16))
-    if weights.numel() and grad.numel():
+    lanes, group = _lanes(channels, 16 // scores.element_size(), (8, 16))
+    if scores.numel() and grad.numel():
+        fused = _word(references is not None)
         launch(
             "deformable_attention.cuh",
-            f"pmvis::deformable_backward<{kind}, {name}, {lanes}, {group}>",
-            (_blocks(weights.shape[1], _QUERIES * (_THREADS // group)), len(value) * heads, 1),
+            f"pmvis::deformable_backward<{_TYPES[value.dtype]}, {name}, {lanes}, {group}, {fused}>",
+            (_blocks(scores.shape[1], _QUERIES * (_THREADS // group)), len(value) * heads, 1),
             (_THREADS, 1, 1),
             (
-                *(grad, value, locations, weights, limit, sums, slopes, gates),
-                *_sizes(shapes, value, locations),
+                *(grad, value, references, places, scores, _some(padding), _some(bound)),
+                *(sums, _some(shares), slopes, gates),
+                *_sizes(shapes, value, places, references),
             ),
         )
+    else:
+        for slope in (slopes, gates, shares):
+            slope.zero_()
+    return _rounded(sums, value, bound), shares, slopes, gates
+
+
+def _rounded(sums: Tensor, value: Tensor, bound: Tensor) -> Tensor:
+    """Return sums, whole multiples where there is a bound, in the type of value."""
     if sums.dtype == value.dtype or not value.numel():
-        return sums.to(value.dtype), slopes, gates
-    rounded = torch.empty_like(value)
+        return sums.to(value.dtype)
+    output = torch.empty_like(value)
+    kinds = f"{_TYPES[value.dtype]}, {_TYPES.get(sums.dtype, 'long long')}"
     launch(
         "deformable_attention.cuh",
-        f"pmvis::deformable_round<{kind}, {name}>",
+        f"pmvis::deformable_round<{kinds}>",
         (min(_blocks(value.numel(), 256), 1 << 20), 1, 1),
         (256, 1, 1),
-        (sums, limit, rounded, np.int64(value.numel())),
+        (sums, _some(bound), output, np.int64(value.numel())),
     )
-    return rounded, slopes, gates
+    return output
 
 
 def lab_similarity(images: Tensor, kernel: int, dilation: int) -> Tensor:
@@ -220,25 +292,141 @@ def pairwise_terms(
     return terms, edges, gradient
 
 
-def mask_events(logits: Tensor, height: int, width: int, threshold: float) -> tuple[Tensor, Tensor]:
+def lab_means(images: Tensor, stride: int, block: int) -> Tensor:
+    """Return (B, 3, h, w); see the operator's schema."""
+    height, width = images.shape[2:]
+    rows, columns = (height - block) // stride + 1, (width - block) // stride + 1
+    means = images.new_empty((len(images), 3, rows, columns), dtype=torch.float32)
+    if means.numel():
+        sizes = map(np.int32, (height, width, rows, columns, stride, block))
+        _launch_tiles("lab_means", (rows, columns, len(images)), (images, means, *sizes))
+    return means
+
+
+def clip_pairs(
+    colours: Tensor,
+    patches: Tensor,
+    video_index: Tensor,
+    cells: Tensor,
+    shifts: Tensor,
+    steps: Tensor,
+    threshold: float,
+    patch_weight: float,
+) -> Tensor:
+    """Return (N, T, H, W); see the operator's schema."""
+    number, frames = cells.shape[:2]
+    videos, _, _, height, width = colours.shape
+    pairs = colours.new_empty((number, frames, height, width), dtype=torch.int16)
+    around = patches.shape[2:] if patches.numel() else (0, 0, 0)
+    sizes = map(np.int32, (videos, frames, height, width, *around, len(steps)))
+    weights = map(np.float32, (threshold, patch_weight))
+    gate = patches if patches.numel() else None
+    tensors = (colours, gate, video_index, cells, shifts, pairs)
+    if pairs.numel():
+        arguments = (*tensors, *sizes, *weights, *_packed(steps))
+        _launch_tiles("clip_pairs", (height, width, number * frames), arguments)
+    return pairs
+
+
+def clip_terms(
+    logits: Tensor, pairs: Tensor, shifts: Tensor, steps: Tensor, with_gradient: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return terms, edges and slopes; see the operator's schema."""
+    number, frames, height, width = logits.shape
+    count = frames * _blocks(width, _TILE[0]) * _blocks(height, _TILE[1])
+    terms, edges = logits.new_zeros(number), logits.new_zeros(number)
+    gradient = torch.empty_like(logits) if with_gradient else logits.new_empty(0)
+    if not logits.numel():
+        return terms, edges, gradient
+    tile_terms = logits.new_empty((number, count), dtype=torch.float64)
+    tile_edges = logits.new_empty((number, count), dtype=torch.int64)
+    kind = _TYPES[logits.dtype]
+    sizes = map(np.int32, (frames, height, width, len(steps)))
+    tensors = (logits, pairs, shifts, gradient if with_gradient else None, tile_terms, tile_edges)
+    arguments = (*tensors, *sizes, *_packed(steps))
+    _launch_tiles(f"clip_tiles<{kind}>", (height, width, number * frames), arguments)
+    launch(
+        "pairwise.cuh",
+        f"pmvis::pairwise_sums<{kind}>",
+        (number, 1, 1),
+        (_TILE[0] * _TILE[1], 1, 1),
+        (tile_terms, tile_edges, np.int32(count), terms, edges),
+    )
+    return terms, edges, gradient
+
+
+def _launch_tiles(kernel: str, size: Size, arguments: Sequence[Any]) -> None:
+    """Run a kernel of clips with a thread for each cell of maps of (height, width, number)."""
+    grid = (_blocks(size[1], _TILE[0]), _blocks(size[0], _TILE[1]), size[2])
+    launch("pairwise_clip.cuh", f"pmvis::{kernel}", grid, _TILE, arguments)
+
+
+def _packed(steps: Tensor) -> list[Any]:
+    """Return the neighbours of clips as their kernels declare them, two in a number."""
+    packed = [0] * (_STEPS // 2)
+    for k, (frames, dy, dx) in enumerate(steps.tolist()):
+        bits = frames << 24 | (dy + _STEP_OFFSET) << 12 | (dx + _STEP_OFFSET)
+        packed[k // 2] |= bits << (32 * (k % 2))
+    return [np.int64(number) for number in packed]
+
+
+def mask_events(
+    logits: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    height: int,
+    width: int,
+    threshold: float,
+    changes: bool,
+) -> tuple[Tensor, Tensor]:
     """Return words and counts; see the operator's schema."""
     number, h, w = logits.shape
-    strips = _blocks(height, 32)
-    words = logits.new_empty((number, width, strips), dtype=torch.int32)
+    picked = rows.numel() > 0
+    size = (len(rows), len(columns)) if picked else (height, width)
+    words = logits.new_empty((number, size[1], _blocks(size[0], 32)), dtype=torch.int32)
     counts = torch.empty_like(words)
     scales = (np.float32(h) / np.float32(height), np.float32(w) / np.float32(width))
+    picks = (rows, columns) if picked else (None, None)
+    numbers = (*map(np.int32, (h, w, *size)), *scales, np.float32(threshold), np.int32(changes))
     if words.numel():
-        launch(
-            "mask_runs.cuh",
-            "pmvis::mask_events",
-            (_blocks(width, 32), _blocks(strips, _STRIPS), number),
-            (32, _STRIPS, 1),
-            (
-                *(logits, words, counts, *map(np.int32, (h, w, height, width)), *scales),
-                np.float32(threshold),
-            ),
-        )
+        _launch_words("mask_events", words, (logits, *picks, words, counts, *numbers))
     return words, counts
+
+
+def mask_pack(masks: Tensor) -> Tensor:
+    """Return the words; see the operator's schema."""
+    number, height, width = masks.shape
+    words = masks.new_empty((number, width, _blocks(height, 32)), dtype=torch.int32)
+    if words.numel():
+        _launch_words("mask_pack", words, (masks, words, np.int32(height), np.int32(width)))
+    return words
+
+
+def _launch_words(kernel: str, words: Tensor, arguments: Sequence[Any]) -> None:
+    """Run a kernel with a thread for each word."""
+    number, width, strips = words.shape
+    grid = (_blocks(width, 32), _blocks(strips, _STRIPS), number)
+    launch("mask_runs.cuh", f"pmvis::{kernel}", grid, (32, _STRIPS, 1), arguments)
+
+
+def mask_extents(words: Tensor) -> Tensor:
+    """Return areas and boxes; see the operator's schema."""
+    number, width, strips = words.shape
+    extents = words.new_empty((number, 5), dtype=torch.int64)
+    if number:
+        arguments = (words, extents, np.int32(strips), np.int32(width))
+        launch("mask_runs.cuh", "pmvis::mask_extents", (number, 1, 1), (_FOLD, 1, 1), arguments)
+    return extents
+
+
+def mask_overlaps(words: Tensor, others: Tensor) -> Tensor:
+    """Return common pixels; see the operator's schema."""
+    overlaps = words.new_empty((len(words), len(others)), dtype=torch.int64)
+    if overlaps.numel():
+        grid = (len(others), len(words), 1)
+        arguments = (words, others, overlaps, np.int32(words.shape[1] * words.shape[2]))
+        launch("mask_runs.cuh", "pmvis::mask_overlaps", grid, (_FOLD, 1, 1), arguments)
+    return overlaps
 
 
 def mask_places(words: Tensor, starts: Tensor, number: int, height: int) -> Tensor:
@@ -264,11 +452,25 @@ def _lanes(channels: int, most: int, groups: Sequence[int]) -> tuple[int, int]:
     return most, next((group for group in groups if channels // most <= group), groups[-1])
 
 
-def _sizes(shapes: Tensor, value: Tensor, locations: Tensor) -> list[Any]:
+def _some(tensor: Tensor | None) -> Tensor | None:
+    """Return a tensor that is not empty, else None."""
+    return tensor if tensor is not None and tensor.numel() else None
+
+
+def _word(value: bool) -> str:
+    """Return what C++ calls it."""
+    return "true" if value else "false"
+
+
+def _sizes(
+    shapes: Tensor, value: Tensor, locations: Tensor, references: Tensor | None = None
+) -> list[Any]:
     """Return the numbers of a call of deformable attention, as its kernels declare them."""
     levels = [height << 32 | width for height, width in shapes.tolist()]
     _, tokens, heads, channels = value.shape
-    numbers = (len(levels), tokens, heads, channels, locations.shape[1], locations.shape[4])
+    size = 0 if references is None else references.shape[3]
+    queries, points = locations.shape[1], locations.shape[4]
+    numbers = (len(levels), tokens, heads, channels, queries, points, size)
     padded = levels + [0] * (_LEVELS - len(levels))
     return [*map(np.int64, padded), *map(np.int32, numbers)]
 
@@ -278,11 +480,19 @@ def _blocks(number: int, each: int) -> int:
     return -(-number // each)
 
 
-_KERNELS: dict[str, Callable[..., Any]] = {
+KERNELS: dict[str, Callable[..., Any]] = {
+    "clip_pairs": clip_pairs,
+    "clip_terms": clip_terms,
     "deformable_attention": deformable_attention,
     "deformable_attention_backward": deformable_attention_backward,
+    "lab_means": lab_means,
+    "fused_deformable_attention": fused_deformable_attention,
+    "fused_deformable_attention_backward": fused_deformable_attention_backward,
     "lab_similarity": lab_similarity,
     "pairwise_terms": pairwise_terms,
     "mask_events": mask_events,
+    "mask_extents": mask_extents,
+    "mask_overlaps": mask_overlaps,
+    "mask_pack": mask_pack,
     "mask_places": mask_places,
 }

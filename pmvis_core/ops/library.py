@@ -25,13 +25,21 @@ import torch
 
 from pmvis_core import native
 from pmvis_core.errors import ResourceError, UsageError
-from pmvis_core.ops import jit
+from pmvis_core.ops import jit, jit_windows
 
 Backend = Literal["compiled", "jit", "torch"]
 """What carries a call."""
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Of the schemas below; csrc/stable_tensor.h names the same."""
 SCHEMAS = {
+    "clip_pairs": (
+        "(Tensor colours, Tensor patches, Tensor video_index, Tensor cells, Tensor shifts, "
+        "Tensor steps, float threshold, float patch_weight) -> Tensor"
+    ),
+    "clip_terms": (
+        "(Tensor logits, Tensor pairs, Tensor shifts, Tensor steps, bool with_gradient) "
+        "-> (Tensor, Tensor, Tensor)"
+    ),
     "deformable_attention": (
         "(Tensor value, Tensor shapes, Tensor locations, Tensor weights) -> Tensor"
     ),
@@ -39,8 +47,32 @@ SCHEMAS = {
         "(Tensor grad, Tensor value, Tensor shapes, Tensor locations, Tensor weights, "
         "Tensor bound) -> (Tensor, Tensor, Tensor)"
     ),
+    "lab_means": "(Tensor images, int stride, int block) -> Tensor",
+    "fused_deformable_attention": (
+        "(Tensor value, Tensor shapes, Tensor references, Tensor offsets, Tensor logits, "
+        "Tensor padding) -> Tensor"
+    ),
+    "fused_deformable_attention_backward": (
+        "(Tensor grad, Tensor value, Tensor shapes, Tensor references, Tensor offsets, "
+        "Tensor logits, Tensor padding, Tensor bound, bool with_references) "
+        "-> (Tensor, Tensor, Tensor, Tensor)"
+    ),
     "lab_similarity": "(Tensor images, int kernel, int dilation) -> Tensor",
-    "mask_events": ("(Tensor logits, int height, int width, float threshold) -> (Tensor, Tensor)"),
+    "local_attention": (
+        "(Tensor query, Tensor key, Tensor value, Tensor bias, int height, int width) "
+        "-> (Tensor, Tensor)"
+    ),
+    "local_attention_backward": (
+        "(Tensor grad, Tensor grad_weights, Tensor query, Tensor key, Tensor value, "
+        "Tensor weights, int height, int width) -> (Tensor, Tensor, Tensor, Tensor)"
+    ),
+    "mask_events": (
+        "(Tensor logits, Tensor rows, Tensor columns, int height, int width, float threshold, "
+        "bool changes) -> (Tensor, Tensor)"
+    ),
+    "mask_extents": "(Tensor words) -> Tensor",
+    "mask_overlaps": "(Tensor words, Tensor others) -> Tensor",
+    "mask_pack": "(Tensor masks) -> Tensor",
     "mask_places": "(Tensor words, Tensor starts, int number, int height) -> Tensor",
     "pairwise_terms": (
         "(Tensor logits, Tensor similarity, Tensor image_index, Tensor cells, Tensor valid, "
@@ -48,8 +80,18 @@ SCHEMAS = {
     ),
 }
 """Operator -> its schema in torch's language."""
-_OPERATIONS = ("deformable_attention", "lab_similarity", "pairwise_loss", "logits_to_rle")
+_OPERATIONS = (
+    "deformable_attention",
+    "fused_deformable_attention",
+    "local_attention",
+    "lab_similarity",
+    "pairwise_loss",
+    "clip_pairwise_loss",
+    "logits_to_rle",
+)
 """What `status` speaks of."""
+_GPU_OPERATIONS = (*_OPERATIONS, "mask_stack")
+"""The same on a GPU; on a CPU stacks of masks are plain torch's work."""
 _CUDA_FILE = "_C_cuda.so"
 _HOW_TO_BUILD = (
     "`_C_cuda.so` was not built: install pmvis where nvcc is, with "
@@ -92,7 +134,7 @@ def status() -> list[OpStatus]:
         way, library = ("compiled", GPU) if GPU.loaded else ("jit", JIT)
         if not library.loaded:
             library = Library(False, "", f"{GPU.reason}; {JIT.reason}")
-        found += [_row(f"{name} on the GPU", way, library) for name in _OPERATIONS]
+        found += [_row(f"{name} on the GPU", way, library) for name in _GPU_OPERATIONS]
     return found
 
 
@@ -245,6 +287,6 @@ GPU = _load_gpu()
 JIT = _find_jit()
 """Kernels that cupy compiles."""
 if JIT.loaded:
-    jit.register(_FRAGMENT)
+    jit.register(_FRAGMENT, jit.KERNELS | jit_windows.KERNELS)
 MASKS = _look_at_masks()
 """``_masks.so``, for `logits_to_rle` on the CPU."""

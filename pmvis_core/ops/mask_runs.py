@@ -20,6 +20,8 @@ from pmvis_core import masks, rle_numpy
 from pmvis_core.ops.library import MASKS, Backend, choose, operator
 from pmvis_core.types import RLE
 
+Picks = tuple[Tensor, Tensor]
+"""(P,) rows and (Q,) columns of an upsampled map, int64."""
 _AT_ONCE = 1 << 24
 """Pixels laid out at a time."""
 _STRIP = 32
@@ -29,69 +31,76 @@ _MOST = 2**31 - 1
 
 
 def logits_to_rle(
-    logits: Tensor, size: tuple[int, int], threshold: float = 0.0, *, backend: Backend | None = None
+    logits: Tensor,
+    size: tuple[int, int],
+    threshold: float = 0.0,
+    *,
+    picks: Picks | None = None,
+    backend: Backend | None = None,
 ) -> list[RLE]:
     """Return the masks of the pixels whose upsampled logits are above a threshold.
 
     Args:
         logits: (N, h, w) float; half types are computed in float32. No gradient flows.
-        size: (H, W) of the masks in pixels.
+        size: (H, W) in pixels to which logits are upsampled: that of the masks without ``picks``.
         threshold: what a foreground pixel's logit exceeds; NaN is background.
+        picks: (P,) rows and (Q,) columns of the upsampled logits, int64 within ``size``, of which
+            masks of (P, Q) pixels are made, as cropping and resizing to the nearest pixel do.
         backend: what carries the call; None for the best.
 
     Returns:
-        N encodings, as `masks.encode_many` gives them. A pixel whose logit equals the threshold but
-        for rounding may fall on either side, depending on the backend.
+        N encodings, as `masks.encode_many` gives them. The kernels of GPUs round as torch does on a
+        CPU that fuses multiplication and addition; with another backend a pixel whose logit equals
+        the threshold but for rounding may fall on the other side.
 
     Raises:
-        ValueError: the logits have another shape or type, or a side is not positive.
+        ValueError: the logits have another shape or type, a side is not positive, or there are no
+            such rows or columns.
         ResourceError: the wished backend cannot carry this call.
     """
-    height, width = size
-    if logits.ndim != 3 or not logits.is_floating_point() or min(logits.shape[1:]) < 1:
-        raise ValueError(
-            f"logits are {logits.dtype} of shape {tuple(logits.shape)}, expected float (N, h, w)"
-        )
-    if height < 1 or width < 1:
-        raise ValueError(f"the size is {height}x{width}, expected positive pixels")
+    check_logits(logits, size, picks)
     logits = logits.detach()
     place = logits.device.type
-    carrier = choose("logits_to_rle", backend, place, _obstacle(logits, size), cpu=MASKS)
+    carrier = choose("logits_to_rle", backend, place, obstacle(logits, size), cpu=MASKS)
     if carrier == "torch":
-        return logits_to_rle_reference(logits, size, threshold)
+        return logits_to_rle_reference(logits, size, threshold, picks)
     if place == "cpu":
         rles: list[RLE] = []
         for part in logits.split(_masks_at_once(size)):
-            rles += masks.encode_many((_upsampled(part, size) > threshold).numpy())
+            rles += masks.encode_many((upsampled(part, size, picks) > threshold).numpy())
         return rles
-    return _through_events(logits.float().contiguous(), size, threshold)
+    return _through_events(logits.float().contiguous(), size, threshold, picks)
 
 
 def logits_to_rle_reference(
-    logits: Tensor, size: tuple[int, int], threshold: float = 0.0
+    logits: Tensor, size: tuple[int, int], threshold: float = 0.0, picks: Picks | None = None
 ) -> list[RLE]:
     """Do the same in plain torch, on any device: the twin and oracle of the kernels."""
     rles: list[RLE] = []
     for part in logits.detach().split(_masks_at_once(size)) if len(logits) else ():
-        columns = (_upsampled(part, size) > threshold).transpose(1, 2).flatten(1)
+        columns = (upsampled(part, size, picks) > threshold).transpose(1, 2).flatten(1)
         events = columns.clone()
         events[:, 1:] ^= columns[:, :-1]
         mask, places = events.nonzero().T.cpu().numpy()
         ends = np.cumsum(np.bincount(mask, minlength=len(part)))
-        rles += _rles(places, ends, size)
+        rles += _rles(places, ends, mask_size(size, picks))
     return rles
 
 
-def _through_events(logits: Tensor, size: tuple[int, int], threshold: float) -> list[RLE]:
+def _through_events(
+    logits: Tensor, size: tuple[int, int], threshold: float, picks: Picks | None = None
+) -> list[RLE]:
     """Do the same by the kernels of a GPU."""
     if not len(logits):
         return []
-    height, width = size
-    words, counts = operator("mask_events")(logits, height, width, threshold)
+    words, counts = operator("mask_events")(
+        logits, *pick_tensors(logits, picks), *size, threshold, True
+    )
     ends = counts.flatten().cumsum(0, dtype=torch.int64)
     starts = (ends - counts.flatten()).view_as(counts)
     last = ends.view(len(logits), -1)[:, -1].cpu().numpy()
-    places = operator("mask_places")(words, starts, int(last[-1]), height)
+    size = mask_size(size, picks)
+    places = operator("mask_places")(words, starts, int(last[-1]), size[0])
     return _rles(places.cpu().numpy(), last, size)
 
 
@@ -107,11 +116,45 @@ def _rles(
     return rles
 
 
-def _upsampled(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return (N, H, W) float32 or float64."""
+def upsampled(logits: Tensor, size: tuple[int, int], picks: Picks | None) -> Tensor:
+    """Return (N, H, W) float32 or float64, or of its rows and columns those that are picked."""
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
-    return F.interpolate(logits[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+    full = F.interpolate(logits[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+    return full if picks is None else full[:, picks[0][:, None], picks[1]]
+
+
+def mask_size(size: tuple[int, int], picks: Picks | None) -> tuple[int, int]:
+    """Return (height, width) of masks."""
+    return size if picks is None else (len(picks[0]), len(picks[1]))
+
+
+def pick_tensors(like: Tensor, picks: Picks | None) -> list[Tensor]:
+    """Return rows and columns as kernels take them, nothing for all."""
+    if picks is None:
+        return [like.new_empty(0, dtype=torch.int32)] * 2
+    return [places.to(like.device, torch.int32).contiguous() for places in picks]
+
+
+def check_logits(logits: Tensor, size: tuple[int, int], picks: Picks | None) -> None:
+    """Check what is to become masks.
+
+    Raises:
+        ValueError: see `logits_to_rle`.
+    """
+    height, width = size
+    if logits.ndim != 3 or not logits.is_floating_point() or min(logits.shape[1:]) < 1:
+        raise ValueError(
+            f"logits are {logits.dtype} of shape {tuple(logits.shape)}, expected float (N, h, w)"
+        )
+    if height < 1 or width < 1:
+        raise ValueError(f"the size is {height}x{width}, expected positive pixels")
+    for places in picks or ():
+        if places.ndim != 1 or not len(places) or places.dtype != torch.int64:
+            raise ValueError(
+                f"picks are {places.dtype} of shape {tuple(places.shape)}, expected int64 rows "
+                "(P,) and columns (Q,), at least one of each"
+            )
 
 
 def _masks_at_once(size: tuple[int, int]) -> int:
@@ -119,7 +162,7 @@ def _masks_at_once(size: tuple[int, int]) -> int:
     return max(1, _AT_ONCE // (size[0] * size[1]))
 
 
-def _obstacle(logits: Tensor, size: tuple[int, int]) -> str:
+def obstacle(logits: Tensor, size: tuple[int, int]) -> str:
     """Say why no kernel of a GPU can serve this call."""
     if logits.device.type == "cpu":
         return ""
@@ -131,10 +174,17 @@ def _obstacle(logits: Tensor, size: tuple[int, int]) -> str:
 
 
 def _shape_events(
-    logits: Tensor, height: int, width: int, threshold: float
+    logits: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    height: int,
+    width: int,
+    threshold: float,
+    changes: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return empty tensors like words and counts."""
-    shape = (len(logits), width, (height + _STRIP - 1) // _STRIP)
+    high, wide = (len(rows), len(columns)) if rows.numel() else (height, width)
+    shape = (len(logits), wide, (high + _STRIP - 1) // _STRIP)
     return logits.new_empty(shape, dtype=torch.int32), logits.new_empty(shape, dtype=torch.int32)
 
 

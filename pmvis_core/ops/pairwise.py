@@ -54,10 +54,7 @@ def lab_similarity(
         ValueError: the images have another shape or type, or there is no such window.
         ResourceError: the wished backend cannot carry this call.
     """
-    if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
-        raise ValueError(
-            f"images are {images.dtype} of shape {tuple(images.shape)}, expected uint8 (B, 3, H, W)"
-        )
+    check_images(images)
     if kernel < 3 or kernel % 2 == 0 or dilation < 1:
         raise ValueError(
             f"kernel and dilation are {kernel} and {dilation}, expected odd from 3 and positive"
@@ -208,11 +205,15 @@ def pairwise_terms_reference(
         pixels = weights.nonzero()[:, 0]
         a, b = flat[pixels], flat[pixels + (dy * width + dx) * dilation]
         weight = weights[pixels].to(logits.dtype)
-        values = F.logsigmoid(-a - b) - F.logsigmoid(-a) - F.logsigmoid(-b)
         instance = pixels // (height * width)
-        terms = terms + zeros.index_add(0, instance, values * weight)
+        terms = terms + zeros.index_add(0, instance, pair_terms(a, b) * weight)
         edges = edges + zeros.index_add(0, instance, weight)
     return terms, edges
+
+
+def pair_terms(a: Tensor, b: Tensor) -> Tensor:
+    """Return -log(p q + (1 - p)(1 - q)) of the probabilities of logits a and b, elementwise."""
+    return F.logsigmoid(-a - b) - F.logsigmoid(-a) - F.logsigmoid(-b)
 
 
 def box_cells(boxes: Tensor, height: int, width: int) -> Tensor:
@@ -267,6 +268,18 @@ def rgb_to_lab(rgb: Tensor) -> Tensor:
     f = torch.where(xyz > 0.008856, xyz.clamp_min(1e-8) ** (1 / 3), 7.787 * xyz + 16 / 116)
     x, y, z = f.unbind(-3)
     return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], -3)
+
+
+def check_images(images: Tensor) -> None:
+    """Check that images are (B, 3, H, W) uint8, which every kernel of colours expects.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
+        raise ValueError(
+            f"images are {images.dtype} of shape {tuple(images.shape)}, expected uint8 (B, 3, H, W)"
+        )
 
 
 def _too_many(device: str, *numbers: int) -> str:

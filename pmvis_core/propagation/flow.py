@@ -7,6 +7,8 @@ key frame) beside a short-term one (the frame before) and a local search window,
 made by hand: both memories are aligned with the current frame by DIS optical flow (Kroeger et
 al., ECCV 2016), then every pixel takes a bilateral vote of the 25 remembered pixels around its
 place; a colour model decides along the edge and a guided filter (He et al., ECCV 2010) settles it.
+An object whose motion the flow plainly missed is searched for by its colours (`leap`). Where the
+features of a frozen network are at hand, both memories also vote by their likeness (`cells`).
 
 It is a working fallback, not a substitute for a trained network: it follows objects that move
 moderately and loses them behind occluders. `tests/benchmarks/bench_refine.py` prints how well.
@@ -20,10 +22,8 @@ moderately and loses them behind occluders. `tests/benchmarks/bench_refine.py` p
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -42,7 +42,10 @@ from pmvis_core.propagation.bilateral import (
     scaled,
     surrounding_box,
 )
-from pmvis_core.propagation.frame_cache import BoundedCache, Frames
+from pmvis_core.propagation.cells import CellMemory, Cells, cell_odds
+from pmvis_core.propagation.frame_cache import Frames
+from pmvis_core.propagation.leap import best_shift, drawn_to, likeness
+from pmvis_core.propagation.working_video import Embed, Link, WorkingVideo
 from pmvis_core.types import VideoInfo
 
 
@@ -139,6 +142,8 @@ class FlowSettings:
     """Only pixels nearer than this to the expected edge may change sides."""
     colour_weight: float = 1.5
     """Weight of the colour model's log odds."""
+    feature_weight: float = 2.0
+    """Weight of the log odds by features, where there are any."""
     neighbourhood: int = 61
     """Side of the square around object pixels whose colours count as its background."""
     filter_radius: int = 3
@@ -147,53 +152,28 @@ class FlowSettings:
     """Regularisation of the guided filter (grey values in [0, 1])."""
     contrast: float = 8.0
     """Slope of the sigmoid that keeps probabilities from diffusing frame by frame."""
+    leap_gain: float = 1.4
+    """How many times as much of an object a shift must explain to be believed over the flow."""
+    leap_least: float = 0.75
+    """Share of the object that it must explain at least: what is occluded must not leap."""
     cache_bytes: int = 256 << 20
     """Bound of the memory that holds shrunk frames and flows of the open video."""
 
 
 class FlowPropagator:
-    """Two-memory colour-bilateral propagation on optical flow; needs no weights."""
+    """Two-memory colour-bilateral propagation on optical flow; needs no weights, may use some."""
 
     name = "flow"
     patience: int | None = 5
 
-    def __init__(self, settings: FlowSettings | None = None) -> None:
-        """Keep the settings (the measured defaults if None)."""
+    def __init__(self, settings: FlowSettings | None = None, embed: Embed | None = None) -> None:
+        """Keep the settings (the measured defaults if None) and what describes frames, if any."""
         self.settings = settings or FlowSettings()
+        self.embed = embed
 
     def open(self, frames: Frames, video: VideoInfo) -> FlowPropagation:
         """Prepare for one video; frames are read when a sweep reaches them."""
-        return FlowPropagation(frames, video, self.settings)
-
-
-@dataclass(frozen=True)
-class _View:
-    """A frame at working size."""
-
-    grey: Bytes
-    """(h, w) for the flow and the guided filter."""
-    lab: Bytes
-    """(h, w, 3) 8-bit CIE Lab."""
-
-    @property
-    def nbytes(self) -> int:
-        """Size in the cache."""
-        return self.grey.nbytes + self.lab.nbytes
-
-
-@dataclass(frozen=True)
-class _Link:
-    """How a frame looks back at its neighbour."""
-
-    flow: Float
-    """(h, w, 2) xy displacement from a pixel of the frame to its place in the neighbour."""
-    confidence: Float
-    """(h, w) in [0, 1]: 1 where the flow there and the flow back agree."""
-
-    @property
-    def nbytes(self) -> int:
-        """Size in the cache."""
-        return self.flow.nbytes + self.confidence.nbytes
+        return FlowPropagation(frames, video, self.settings, self.embed)
 
 
 class FlowPropagation:
@@ -202,105 +182,25 @@ class FlowPropagation:
     Memory: at most ``settings.cache_bytes``, plus a few working-size maps for each live object.
     """
 
-    def __init__(self, frames: Frames, video: VideoInfo, settings: FlowSettings) -> None:
+    def __init__(
+        self, frames: Frames, video: VideoInfo, settings: FlowSettings, embed: Embed | None
+    ) -> None:
         """Fix the working size; reads nothing yet."""
-        self.settings = settings
-        self.size = (video.height, video.width)
-        scale = min(1.0, settings.short_edge / min(self.size))
-        self.working = (max(1, round(video.height * scale)), max(1, round(video.width * scale)))
-        self._frames = frames
-        self._stream = frames.frames()
-        self._next = 0
-        third = settings.cache_bytes // 3
-        self._views: BoundedCache[_View] = BoundedCache(third, _nbytes)
-        self._links: BoundedCache[_Link] = BoundedCache(2 * third, _nbytes)
-        self._dis: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-        # half the preset's iterations: a quarter less time, and the same J was measured
-        self._dis.setGradientDescentIterations(12)
-        self._dis.setVariationalRefinementIterations(2)
-        rows, columns = np.indices(self.working, dtype=np.float32)
-        self._columns, self._rows = columns, rows
+        self._settings = settings
+        edge, room = settings.short_edge, settings.cache_bytes
+        self._video = WorkingVideo(frames, video, edge, room, embed)
 
     def sweep(self) -> FlowSweep:
         """Return a new pass."""
-        return FlowSweep(self)
-
-    def shrink(self, image: NDArray[Any]) -> NDArray[Any]:
-        """Bring an image or a float mask to working size, averaging areas."""
-        if image.shape[:2] == self.working:
-            return image
-        return np.asarray(
-            cv2.resize(image, self.working[::-1], interpolation=cv2.INTER_AREA), image.dtype
-        )
-
-    def enlarge(self, probability: Float) -> Float:
-        """Bring a probability map back to the video's size."""
-        if self.size == self.working:
-            return probability
-        return np.asarray(
-            cv2.resize(probability, self.size[::-1], interpolation=cv2.INTER_LINEAR), np.float32
-        )
-
-    def view(self, t: int) -> _View:
-        """Return frame ``t`` at working size.
-
-        Frames are read in order as far as possible, since seeking in a video file is slow; only
-        frames that the cache has forgotten are sought.
-        """
-        while self._next <= t:
-            self._views.put(self._next, self._shrunk(next(self._stream)))
-            self._next += 1
-        return self._views.get(t, lambda: self._shrunk(self._frames[t]))
-
-    def _shrunk(self, frame: Bytes) -> _View:
-        """Bring a frame to working size and to the two forms in which it is read."""
-        image = self.shrink(frame)
-        grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-        lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB)
-        return _View(np.asarray(grey, np.uint8), np.asarray(lab, np.uint8))
-
-    def flow(self, source: int, target: int, guess: Float | None = None) -> Float:
-        """Return the flow (h, w, 2) from frame ``source`` to frame ``target``."""
-        images = self.view(source).grey, self.view(target).grey
-        with one_thread():
-            flow = self._dis.calc(*images, None if guess is None else guess.copy())
-        return np.asarray(flow, np.float32)
-
-    def link(self, t: int, neighbour: int) -> _Link:
-        """Return how frame ``t`` looks at ``neighbour``, with the two-way consistency."""
-
-        def make() -> _Link:
-            there = self.flow(t, neighbour)
-            back = self.warp(self.flow(neighbour, t), there)
-            error = np.square(there + back).sum(-1)
-            return _Link(there, np.exp(-error / 4.0))
-
-        return self._links.get((t, neighbour), make)
-
-    def warp(self, image: NDArray[Any], flow: Float) -> NDArray[Any]:
-        """Fetch ``image`` along ``flow``: the result at p is the image at p + flow(p)."""
-        columns, rows = self._columns + flow[..., 0], self._rows + flow[..., 1]
-        warped = cv2.remap(image, columns, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        return np.asarray(warped, image.dtype)
-
-
-@dataclass
-class _Object:
-    """What a sweep remembers of one object."""
-
-    key: int
-    """Frame of the long memory."""
-    key_probability: Float
-    """(h, w) in the key frame."""
-    probability: Float
-    """(h, w) in the frame before."""
-    colour_odds: Float
-    """(24^3,) log odds of each colour bin in the key frame: object against surroundings."""
+        return FlowSweep(self._video, self._settings)
 
 
 @dataclass
 class _KeyMemory:
-    """A key frame aligned with the current frame; shared by the objects that start from it."""
+    """A key frame aligned with the current frame.
+
+    Shared by the objects that start from it, until one of them leaps and goes on with its own.
+    """
 
     key: int
     """The frame."""
@@ -312,40 +212,62 @@ class _KeyMemory:
     """The key frame as the vote reads it."""
 
 
+@dataclass
+class _Object:
+    """What a sweep remembers of one object."""
+
+    memory: _KeyMemory
+    """The long memory."""
+    key_probability: Float
+    """(h, w) in the key frame."""
+    probability: Float
+    """(h, w) in the frame before."""
+    colour_odds: Float
+    """(24^3,) log odds of each colour bin in the key frame: object against surroundings."""
+
+
 @dataclass(frozen=True)
 class _Now:
     """The current frame, as all objects read it."""
 
+    t: int
+    """Its number."""
+    neighbour: int
+    """Number of the frame before."""
     grey: Float
     """(h, w) in [0, 1]."""
     colour: Float
     """(3, h, w); see `bilateral.scaled`."""
+    cells: Cells | None
+    """Its features, if there is a network."""
     bins: NDArray[np.intp]
     """(h, w) colour bin of each pixel."""
-    link: _Link
+    link: Link
     """Its look at the frame before."""
     before: Memory
     """The frame before, aligned."""
+    likeness: Float
+    """(h, w) in [0, 1]: how well the aligned frame before explains the colour."""
 
 
 class FlowSweep:
     """One pass of `FlowPropagator` in one direction."""
 
-    def __init__(self, propagation: FlowPropagation) -> None:
+    def __init__(self, video: WorkingVideo, settings: FlowSettings) -> None:
         """Start without objects."""
-        self._video = propagation
-        self._set = propagation.settings
+        self._video = video
+        self._set = settings
         self._t: int | None = None
         self._objects: dict[int, _Object] = {}
-        self._keys: dict[int, _KeyMemory] = {}
+        self._newest: _KeyMemory | None = None
 
     def add(self, number: int, mask: Bytes) -> None:
         """Start or restart object ``number`` from this frame's ``mask`` (H, W), nonzero inside."""
         assert self._t is not None, "advance to a frame before adding an object"
         soft = self._video.shrink((mask != 0).astype(np.float32))
         odds = colour_odds(self._video.view(self._t).lab, soft, self._set.neighbourhood)
-        self._objects[number] = _Object(self._t, soft, soft, odds)
-        self._keys.setdefault(self._t, _KeyMemory(self._t))
+        self._newest = self._newest or _KeyMemory(self._t)
+        self._objects[number] = _Object(self._newest, soft, soft, odds)
 
     def drop(self, number: int) -> None:
         """Forget object ``number``."""
@@ -353,16 +275,16 @@ class FlowSweep:
 
     def advance(self, t: int) -> dict[int, Prediction]:
         """Go to frame ``t``, a neighbour of the frame before, and predict every live object."""
-        before, self._t = self._t, t
+        before, self._t, self._newest = self._t, t, None
         if not self._objects or before is None:
             return {}
         now = self._look(t, before)
-        used = {item.key for item in self._objects.values()}
-        self._keys = {key: memory for key, memory in self._keys.items() if key in used}
-        for memory in self._keys.values():
-            self._align(memory, now, t)
+        looks = {number: self._leap(item, now) for number, item in self._objects.items()}
+        memories = {id(item.memory): (item.memory, looks[n]) for n, item in self._objects.items()}
+        for memory, look in memories.values():
+            self._align(memory, look)
         return {
-            number: SoftMask(self._video.enlarge(self._follow(item, now)))
+            number: SoftMask(self._video.enlarge(self._follow(item, looks[number])))
             for number, item in self._objects.items()
         }
 
@@ -371,30 +293,74 @@ class FlowSweep:
         view, link = self._video.view(t), self._video.link(t, before)
         aligned = self._video.warp(self._video.view(before).lab, link.flow)
         return _Now(
+            t=t,
+            neighbour=before,
             grey=view.grey.astype(np.float32) / np.float32(255),
             colour=scaled(view.lab, self._set.colour_sigma),
+            cells=view.cells,
             bins=colour_bins(view.lab),
             link=link,
             before=self._remember(aligned, link.confidence),
+            likeness=likeness(aligned, view.lab),
         )
+
+    def _leap(self, item: _Object, now: _Now) -> _Now:
+        """Return how the object sees the frame: as all do, or along a motion that the flow missed.
+
+        The motion is a shift, refined by a flow that starts from it. An object that leaps goes on
+        with a long memory of its own.
+        """
+        area = float(item.probability.sum())
+        expected = self._video.warp(item.probability, now.link.flow)
+        enough = self._set.leap_gain * float((expected * now.likeness).sum())
+        if enough >= area:
+            return now  # no shift can explain more than all of it
+        there, here = self._video.view(now.neighbour).lab, self._video.view(now.t).lab
+        shift = best_shift(there, here, item.probability)
+        if shift is None:
+            return now
+        straight = np.broadcast_to(-np.array(shift, np.float32), now.link.flow.shape)
+        place, reached = self._explained(item, there, here, straight)
+        if reached < max(enough, self._set.leap_least * area):
+            return now
+        flow = drawn_to(now.link.flow, shift, place)
+        refined = self._video.flow(now.t, now.neighbour, flow)
+        if self._explained(item, there, here, refined)[1] >= reached:
+            flow = refined
+        aligned = self._video.warp(there, flow)
+        trust = self._trust(aligned, now)
+        item.memory = replace(item.memory)
+        return replace(now, link=Link(flow, trust), before=self._remember(aligned, trust))
+
+    def _explained(
+        self, item: _Object, there: Bytes, here: Bytes, flow: Float
+    ) -> tuple[Float, float]:
+        """Return the object's mask (h, w) along a flow, and how much of it lands on its like."""
+        place = self._video.warp(item.probability, flow)
+        return place, float((place * likeness(self._video.warp(there, flow), here)).sum())
+
+    def _trust(self, aligned: Bytes, now: _Now) -> Float:
+        """Return how far (h, w) in [0, 1] the colours of an aligned frame confirm its flow."""
+        sigma = self._set.colour_sigma
+        difference = np.sqrt(np.square(scaled(aligned, sigma) - now.colour).sum(0))
+        unlike = np.asarray(cv2.blur(difference, (5, 5)), np.float32)
+        trust: Float = np.exp(-np.square(unlike * np.float32(sigma / self._set.reliability_scale)))
+        return trust
 
     def _remember(self, lab: Bytes, trust: Float, weight: float = 1.0) -> Memory:
         """Make an aligned frame ready for the vote."""
         return remember(lab, trust, weight, self._set.colour_sigma, self._set.search_step)
 
-    def _align(self, memory: _KeyMemory, now: _Now, t: int) -> None:
+    def _align(self, memory: _KeyMemory, now: _Now) -> None:
         """Carry the flow to a key frame one frame further and refine it."""
         step = now.link.flow
         if memory.accumulated is None:
             memory.accumulated = step
             return
         carried = step + self._video.warp(memory.accumulated, step)
-        refined = self._video.flow(t, memory.key, carried)
+        refined = self._video.flow(now.t, memory.key, carried)
         lab = self._video.warp(self._video.view(memory.key).lab, refined)
-        sigma = self._set.colour_sigma
-        difference = np.sqrt(np.square(scaled(lab, sigma) - now.colour).sum(0))
-        unlike = np.asarray(cv2.blur(difference, (5, 5)), np.float32)
-        trust = np.exp(-np.square(unlike * np.float32(sigma / self._set.reliability_scale)))
+        trust = self._trust(lab, now)
         memory.accumulated = carried + 0.5 * trust[..., None] * (refined - carried)
         memory.flow = refined
         memory.memory = self._remember(lab, trust, self._set.key_weight)
@@ -417,7 +383,7 @@ class FlowSweep:
     def _vote(self, item: _Object, expected: Float, now: _Now, box: Box) -> Float:
         """Ask both memories; return the share (crop) of their weight that lies on the object."""
         votes = [(now.before, expected)]
-        key = self._keys[item.key]
+        key = item.memory
         if key.memory is not None and key.flow is not None:
             votes.append((key.memory, self._video.warp(item.key_probability, key.flow)))
         # where no remembered pixel is alike, the expectation stands
@@ -434,22 +400,22 @@ class FlowSweep:
         share = np.clip(vote, 1e-3, 1 - 1e-3)
         odds = np.log(share / (1 - share)) * (0.6 + 0.4 * now.link.confidence[box])
         odds += self._set.colour_weight * item.colour_odds[now.bins[box]]
+        if now.cells is not None:
+            odds += self._set.feature_weight * self._ask_cells(now.cells, item, now, box)
         decided = 1 / (1 + np.exp(-odds))
         decided = np.where(depth > self._set.band, np.maximum(vote, 0.9), decided)
         return np.where(height > self._set.band, 0, decided).astype(np.float32)
 
-
-def _nbytes(item: _View | _Link) -> int:
-    """Return the size of an item in the cache."""
-    return item.nbytes
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Run OpenCV on one thread: the stripes of DIS, hence its flow, depend on their number."""
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    try:
-        yield
-    finally:
-        cv2.setNumThreads(threads)
+    def _ask_cells(self, cells: Cells, item: _Object, now: _Now, box: Box) -> Float:
+        """Ask both memories by features; return the log odds (crop) of the object."""
+        key = item.memory
+        asked = (
+            (now.neighbour, item.probability, now.link.flow),
+            (key.key, item.key_probability, now.link.flow if key.flow is None else key.flow),
+        )
+        memories = []
+        for t, probability, flow in asked:
+            remembered = self._video.view(t).cells
+            assert remembered is not None, "all frames of a video are described, or none"
+            memories.append(CellMemory(remembered, probability, flow))
+        return cell_odds(cells, memories, box)

@@ -20,7 +20,7 @@ from pmvis_core.propagation.flow import FlowPropagator, FlowSettings, Propagator
 
 METHODS = ("flow", "deaot", "sam2")
 _USES = {
-    "flow": {"short_edge"},
+    "flow": {"short_edge", "features"},
     "deaot": {
         *("weights", "variant", "device", "precision"),
         *("memory_gap", "memory_limit", "max_long_edge", "joint"),
@@ -55,6 +55,8 @@ class Choice:
     """Whether objects of one key frame travel together."""
     short_edge: int | None = None
     """Working size of `flow` in pixels."""
+    features: Path | None = None
+    """`flow`: ImageNet weights of a MobileNetV2, whose features vote beside the colours."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,7 @@ def choose_propagator(choice: Choice) -> Chosen:
         raise UsageError(f"method `{choice.method}`, expected one of: {', '.join(METHODS)}")
     _refuse_idle(choice)
     if choice.method == "flow":
-        edge = choice.short_edge or FlowSettings.short_edge
-        facts = {"method": "flow", "short_edge": edge}
-        return Chosen(FlowPropagator(FlowSettings(short_edge=edge)), facts)
+        return _make_flow(choice)
     if choice.weights is None:
         raise UsageError(f"`--method {choice.method}` needs `--weights`", _WHERE[choice.method])
     keep_freed_memory()
@@ -105,6 +105,20 @@ def _refuse_idle(choice: Choice) -> None:
                 f"`--{name}` is for {' and '.join(users)}, not for `{choice.method}`",
                 "leave it out, or choose another `--method`",
             )
+
+
+def _make_flow(choice: Choice) -> Chosen:
+    """Make `flow`; torch is loaded only for features."""
+    settings = FlowSettings(short_edge=choice.short_edge or FlowSettings.short_edge)
+    facts: dict[str, Any] = {"method": "flow", "short_edge": settings.short_edge}
+    if choice.features is None:
+        return Chosen(FlowPropagator(settings), facts)
+    from pmvis_core.propagation.frozen_features import load_features
+
+    embed = load_features(choice.features)
+    keep_freed_memory()
+    facts["features"] = digest_file(choice.features)
+    return Chosen(FlowPropagator(settings, embed), facts)
 
 
 def _make_deaot(choice: Choice, weights: Path) -> Chosen:

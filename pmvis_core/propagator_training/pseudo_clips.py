@@ -15,7 +15,6 @@ anything else is background, and crowds are 255, which no loss looks at.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pmvis_core import masks
+from pmvis_core.data.spares import STOP, OnError
 from pmvis_core.data.stills import Instance, Still, read_picture, read_stills
 from pmvis_core.data.streams import Ledger
 from pmvis_core.errors import DataError, UsageError
@@ -143,29 +143,34 @@ class PseudoClip:
     """(T, H, W) uint8: 0 background, 1..n objects, 255 ignored."""
     objects: int
     """n, at most ten."""
+    name: str = ""
+    """The still that it was made from, for messages."""
 
     def to(self, device: torch.device) -> PseudoClip:
         """Return the clip on ``device``."""
-        return PseudoClip(self.images.to(device), self.labels.to(device), self.objects)
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
 
 class StillClips:
     """Pseudo-clips from the stills of a COCO instances file that have masks."""
 
-    def __init__(self, json: Path, images: Path | None, config: ClipConfig) -> None:
+    def __init__(
+        self, json: Path, images: Path | None, config: ClipConfig, on_error: OnError = STOP
+    ) -> None:
         """Read and check the annotations.
 
         Args:
             json: COCO instances; images that have boxes only are left out.
             images: folder that `file_name` is relative to; None for the folder of ``json``.
             config: how clips vary.
+            on_error: whether missing images are an error, or a warning as long as they are few.
 
         Raises:
             DataError: the file is malformed, an image is missing, or none has a mask.
         """
         self.config = config
-        self.categories, stills = read_stills(json, json.parent if images is None else images)
-        self._stills = [still for still in stills if still.has_mask]
+        self.categories, stills = read_stills(json, images, on_error)
+        self._stills = stills.where(stills.has_mask)
         self.left_out = len(stills) - len(self._stills)
         """Number of images without any mask."""
         if not self._stills:
@@ -182,11 +187,9 @@ class StillClips:
 
     def ledger(self) -> Ledger:
         """Return the images and the masks by the image's `source`."""
-        out: Ledger = {}
-        for still in self._stills:
-            row = out.setdefault(still.source, Counter())
-            row["images"] += 1
-            row[Supervision.MASK.value] += len(_masked(still))
+        out = self._stills.ledger()
+        for row in out.values():
+            row.pop(Supervision.BOX.value, None)
         return out
 
     def sample(self, index: int, rng: np.random.Generator) -> PseudoClip:
@@ -206,7 +209,8 @@ class StillClips:
             clip = _film(layers, self.config, rng)
             if clip.objects:
                 break
-        return clip
+        still = self._stills[index]
+        return replace(clip, name=f"image {still.id}, `{still.path}`")
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pmvis_core.data.samples import PIXEL_MEAN, PIXEL_STD
+from pmvis_core.data.spares import on_error_of
 from pmvis_core.errors import UsageError
 from pmvis_core.models.deaot import (
     IDENTITIES,
@@ -39,8 +40,7 @@ from pmvis_core.propagator_training.losses import frame_loss, kept_share, refere
 from pmvis_core.propagator_training.pseudo_clips import ClipConfig, PseudoClip, StillClips
 from pmvis_core.training.clear_start import clear_start
 from pmvis_core.training.learner import Learner, ParameterGroup
-from pmvis_core.training.processes import rank_and_world
-from pmvis_core.training.run_loop import Steps, as_numbers, share_of_batch, start_run, take_steps
+from pmvis_core.training.run_loop import Steps, seed_torch, share_of_batch, start_run, take_steps
 from pmvis_core.weights.deaot import Tell, initialise_propagator, save_deaot
 
 _WITHOUT_DECAY = ("relative_emb_v", "relative_position_bias_table", "conv_out.")
@@ -56,7 +56,9 @@ class PropagatorTraining:
     steps: int = 100_000
     """Optimiser steps."""
     clips_per_batch: int = 16
-    """Clips a step, over all processes."""
+    """Clips a step, over all processes and parts."""
+    accumulate: int = 1
+    """Parts that a step's batch is taken in, one after the other, where memory is short."""
     learning_rate: float = 4e-4
     """At its height."""
     least_rate: float = 2e-5
@@ -83,10 +85,21 @@ class PropagatorTraining:
     """Share of the steps after which found masks are remembered in place of true ones."""
     threads: int = 0
     """Clips made side by side, ahead of time; 0: in between."""
+    on_error: str = "skip"
+    """What a clip whose image is broken does, ``skip`` or ``stop`` (`data.spares`)."""
     log_every: int = 50
     """Steps between lines of metrics.jsonl."""
     save_every: int = 1000
     """Steps between resumable states."""
+
+    def __post_init__(self) -> None:
+        """Check what divides.
+
+        Raises:
+            UsageError: there is no part.
+        """
+        if self.accumulate < 1:
+            raise UsageError(f"`train.accumulate` is {self.accumulate}, expected 1 or more")
 
 
 @dataclass(frozen=True)
@@ -131,8 +144,11 @@ class PropagatorJob:
     """Torch device."""
     processes: int = 1
     """Processes to start on this machine; on a CPU one thread each."""
+    tensorboard: bool = False
+    """Write the losses for TensorBoard too, into the run folder."""
 
     init_backbone = None
+    validation = None
 
 
 def _ignore(report: Any) -> None:
@@ -177,8 +193,9 @@ def _train_process(job: PropagatorJob, progress: Progress, tell: Tell, device: s
     """Train as one process of possibly several."""
     job = replace(job, device=device)
     variant, config = job.config.variant, job.config.train
-    share = share_of_batch(config.clips_per_batch, "clips")
-    clips = StillClips(job.stage.data, job.stage.images, job.config.clip)
+    share = share_of_batch(config.clips_per_batch, "clips", config.accumulate)
+    on_error = on_error_of(config.on_error)
+    clips = StillClips(job.stage.data, job.stage.images, job.config.clip, on_error)
     torch.manual_seed(job.seed)
     network = build_deaot(variant)
     if config.clear_start:
@@ -189,22 +206,27 @@ def _train_process(job: PropagatorJob, progress: Progress, tell: Tell, device: s
         network.encoder.requires_grad_(False)
     network.to(torch.device(device)).train()
     learner, factors = make_learner(network, config)
-    rank, _ = rank_and_world()
-    rollout = Rollout(network, config, job.seed + rank)
+    rollout = Rollout(network, config, job.seed)
 
-    def advance(batch: list[PseudoClip], step: int) -> tuple[dict[str, float], float]:
-        losses = rollout(batch, step)
-        total = losses["loss_frames"]
-        if "loss_reference" in losses:
-            total = total + reference_weight(step, config.steps) * losses["loss_reference"]
-        rates = [rate(config, step, factor) for factor in factors]
-        norm = learner.step(total, step, rates)
-        return as_numbers({**losses, "loss": total, "gradient_norm": norm}, step), max(rates)
+    def losses(batch: list[PseudoClip], step: int, first: int) -> dict[str, Tensor]:
+        terms = rollout(batch, step, first)
+        total = terms["loss_frames"]
+        if "loss_reference" in terms:
+            total = total + reference_weight(step, config.steps) * terms["loss_reference"]
+        return {**terms, "loss": total}
 
     def save(path: Path, weights: Mapping[str, Tensor]) -> None:
         save_deaot(path, weights, variant)
 
-    steps = Steps(f"train {variant}", advance, save, config.threads)
+    steps = Steps(
+        title=f"train {variant}",
+        losses=losses,
+        rates=lambda step: [rate(config, step, factor) for factor in factors],
+        save=save,
+        name=attrgetter("name"),
+        threads=config.threads,
+        on_error=on_error,
+    )
     take_steps(job, config, learner, clips, steps, share, progress)
 
 
@@ -217,14 +239,15 @@ class Rollout:
         several = network.variant.memory_gap < 1000
         self._gap = config.memory_gap or (_TRAINING_GAP if several else network.variant.memory_gap)
 
-    def __call__(self, clips: Sequence[PseudoClip], step: int) -> dict[str, Tensor]:
+    def __call__(self, clips: Sequence[PseudoClip], step: int, first: int = 0) -> dict[str, Tensor]:
         """Return ``loss_frames``, and ``loss_reference`` as long as it counts.
 
         Args:
             clips: of one size.
             step: decides dropout, shuffles and the schedule of the losses.
+            first: number of the first clip in the step's whole batch; decides likewise.
         """
-        torch.manual_seed(int(np.random.SeedSequence([self.seed, step]).generate_state(1)[0]))
+        seed_torch(self.seed, step, first)
         device = next(self.network.parameters()).device
         clips = [clip.to(device) for clip in clips]
         labels = torch.stack([clip.labels for clip in clips])

@@ -3,7 +3,9 @@
 Seven shapes on 96 x 128 frames. Four have masks in the still images, three have boxes only, so a
 model has to segment them without having seen a mask of theirs. The videos look different from the
 stills (darker, colour cast, blur, noise, clutter: `SynthConfig.gap`), which is what pseudo labels
-can teach. Everything is written in the formats that real data comes in:
+can teach. `SynthConfig.strangers` adds what makes labels go wrong in real videos: things of no
+category, look-alikes in the background, occluders. Everything is written in the formats that real
+data comes in:
 
     coco/instances_train.json, coco/train/*.jpg          COCO instances with masks
     imagenet/Annotations/<wnid>/*.xml, imagenet/images/  ImageNet-bbox, VOC XML
@@ -106,7 +108,10 @@ def _check_free(folder: Path, overwrite: bool) -> None:
 
 def _draw_all(folder: Path, seed: int, config: SynthConfig, progress: Progress) -> None:
     """Draw every part; the stamp comes first, so that a part left by a killed run is known."""
-    write_json(folder / STAMP, {"seed": seed, "config": asdict(config)})
+    settings = asdict(config)
+    if not config.strangers:  # a benchmark without them is the one that was drawn before they came
+        del settings["strangers"]
+    write_json(folder / STAMP, {"seed": seed, "config": settings})
     _draw_mask_stills(folder, seed, config, progress)
     _draw_box_stills(folder, seed, config, progress)
     _draw_val_stills(folder, seed, config, progress)

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from pmvis_core.errors import UsageError
 from pmvis_core.synthetic.shapes import (
+    OCCLUDER,
+    STRANGERS,
     Frame,
     Look,
     Mask,
@@ -83,6 +85,9 @@ class SynthConfig:
     """Fewest and most lines, dots and arcs of a background."""
     video_clutter: float = 2.0
     """Most extra lines, dots and arcs of a video's background at gap 1."""
+    strangers: float = 0.0
+    """Things of no category in the videos, as real ones hold: at 1 a video has in the mean 1.5
+    that move, 3 that stand in its background and half a bar in front of everything."""
     jpeg_quality: int = 95
     """Of all images."""
 
@@ -94,6 +99,8 @@ class SynthConfig:
             raise UsageError("the benchmark needs frames and objects, and no negative counts")
         if not 0.0 <= self.gap <= 5.0:
             raise UsageError(f"gap {self.gap}, expected a number from 0 to 5")
+        if not 0.0 <= self.strangers <= 5.0:
+            raise UsageError(f"strangers {self.strangers}, expected a number from 0 to 5")
 
 
 @dataclass(frozen=True)
@@ -139,17 +146,54 @@ def draw_clip(rng: np.random.Generator, config: SynthConfig, categories: Sequenc
     names = [str(name) for name in rng.choice(categories, int(rng.integers(lo, hi + 1)))]
     paths = _trajectories(rng, config, len(names))
     surfaces = [texture(rng, config.contrast) for _ in names]
+    things = [_Thing(*thing) for thing in zip(names, surfaces, paths, strict=True)]
     look = random_look(rng, config.gap, config.noise)
-    scene = _panned_background(rng, config)
+    # Of their own: the same objects move in the same light with strangers and without.
+    aside = rng.spawn(1)[0]
+    scene = _panned_background(rng, config, aside)
+    everything = _among_strangers(aside, config, things)
+    objects = [i for i, thing in enumerate(everything) if thing in things]
     frames: list[Frame] = []
     visible: list[list[Mask | None]] = [[] for _ in names]
     for t in range(config.frames):
-        poses = [path[t] for path in paths]
-        frames.append(_video_frame(rng, scene[t], names, surfaces, poses, look))
-        shown = visible_masks(names, poses, config.height, config.width)
-        for row, mask in zip(visible, shown, strict=True):
-            row.append(mask if mask.sum() >= config.visible_pixels else None)
+        frames.append(_video_frame(rng, scene[t], everything, t, look))
+        poses = [thing.path[t] for thing in everything]
+        kinds = [thing.name for thing in everything]
+        shown = visible_masks(kinds, poses, config.height, config.width)
+        for row, i in zip(visible, objects, strict=True):
+            row.append(shown[i] if shown[i].sum() >= config.visible_pixels else None)
     return Clip(frames, names, visible)
+
+
+@dataclass(frozen=True, eq=False)
+class _Thing:
+    """Something that moves through a video."""
+
+    name: str
+    """A category, a stranger or the occluder."""
+    surface: Frame
+    """Its texture."""
+    path: list[Pose]
+    """(T,) where it is in each frame."""
+
+
+def _among_strangers(
+    rng: np.random.Generator, config: SynthConfig, things: list[_Thing]
+) -> list[_Thing]:
+    """Return the objects in their order with strangers between them and bars in front."""
+    out = list(things)
+    for path in _trajectories(rng, config, int(rng.poisson(1.5 * config.strangers))):
+        stranger = _Thing(str(rng.choice(STRANGERS)), texture(rng, config.contrast), path)
+        out.insert(int(rng.integers(len(out) + 1)), stranger)
+    for _ in range(int(rng.poisson(0.5 * config.strangers))):
+        begin, step = rng.uniform(0, config.width), rng.uniform(-config.pan, config.pan)
+        turn = np.pi / 2 + rng.uniform(-0.3, 0.3)
+        path = [
+            Pose(begin + t * step, config.height / 2, 0.6 * config.height, turn, 1.0)
+            for t in range(config.frames)
+        ]
+        out.append(_Thing(OCCLUDER, texture(rng, config.contrast), path))
+    return out
 
 
 def _arrange(
@@ -195,26 +239,29 @@ def _spread(
 
 
 def _video_frame(
-    rng: np.random.Generator,
-    canvas: Frame,
-    names: Sequence[str],
-    surfaces: Sequence[Frame],
-    poses: Sequence[Pose],
-    look: Look,
+    rng: np.random.Generator, canvas: Frame, things: Sequence[_Thing], time: int, look: Look
 ) -> Frame:
-    """Paint the objects of one frame back to front and record them with the video's camera."""
-    for name, surface, pose in zip(names, surfaces, poses, strict=True):
-        paint(canvas, name, surface, pose)
+    """Paint one frame's things back to front and record them with the video's camera."""
+    for thing in things:
+        paint(canvas, thing.name, thing.surface, thing.path[time])
     return render_look(rng, canvas, look)
 
 
-def _panned_background(rng: np.random.Generator, config: SynthConfig) -> list[Frame]:
-    """Return T crops (H, W, 3) of a background that moves steadily."""
+def _panned_background(
+    rng: np.random.Generator, config: SynthConfig, aside: np.random.Generator
+) -> list[Frame]:
+    """Return T crops (H, W, 3) of a background that moves steadily; ``aside`` draws strangers."""
     steps = rng.uniform(-config.pan, config.pan, 2)
     room = int(np.ceil(config.pan * (config.frames - 1))) + 1
     extra = round(config.gap * float(rng.uniform(0.0, config.video_clutter)))
     marks = int(rng.integers(config.clutter[0], config.clutter[1] + 1)) + extra
     wide = background(rng, config.height + room, config.width + room, marks)
+    for _ in range(int(aside.poisson(3.0 * config.strangers))):
+        x, y = aside.uniform(0, wide.shape[1]), aside.uniform(0, wide.shape[0])
+        radius = aside.uniform(0.5, 1.0) * aside.uniform(*config.video_radius)
+        turn, aspect = aside.uniform(0.0, 2.0 * np.pi), aside.uniform(*config.aspect)
+        name = str(aside.choice(STRANGERS))
+        paint(wide, name, texture(aside, config.contrast), Pose(x, y, radius, turn, aspect))
     frames: list[Frame] = []
     for t in range(config.frames):
         x, y = (round(t * float(s) if s >= 0 else room - 1 + t * float(s)) for s in steps)

@@ -25,6 +25,10 @@ MASK_CATEGORIES = ("disc", "triangle", "star", "plus")
 """Categories whose still images carry masks."""
 BOX_CATEGORIES = ("square", "ring", "crescent")
 """Categories whose still images carry boxes only."""
+STRANGERS = ("bowtie", "ell", "tee", "arch", "half", "kite")
+"""Shapes of no category, some of them near one: they stand about in cluttered videos."""
+OCCLUDER = "bar"
+"""A narrow thing in front of everything."""
 
 SPRITE = 80
 """Side of a sprite in pixels."""
@@ -142,6 +146,7 @@ def _outlines(category: str) -> list[tuple[int, Points]]:
     star[1::2] *= 0.42
     bar = np.array([(-1.1, -0.36), (1.1, -0.36), (1.1, 0.36), (-1.1, 0.36)])
     bite = _polygon(72, 0.8) + np.array([0.5, 0.0])
+    below = np.array([(-1.2, 0.0), (1.2, 0.0), (1.2, 1.2), (-1.2, 1.2)])
     shapes: dict[str, list[tuple[int, Points]]] = {
         "disc": [(255, _polygon(72, 1.0))],
         "triangle": [(255, _polygon(3, 1.2) + np.array([0.0, 0.15]))],
@@ -150,6 +155,13 @@ def _outlines(category: str) -> list[tuple[int, Points]]:
         "square": [(255, _polygon(4, 1.2) @ _rotation(np.pi / 4).T)],
         "ring": [(255, _polygon(72, 1.0)), (0, _polygon(72, 0.5))],
         "crescent": [(255, _polygon(72, 1.05)), (0, bite)],
+        "bowtie": [(255, np.array([(-1.1, -0.8), (1.1, 0.8), (1.1, -0.8), (-1.1, 0.8)]))],
+        "ell": [(255, bar + np.array([0.0, 0.74])), (255, bar[:, ::-1] + np.array([-0.74, 0.0]))],
+        "tee": [(255, bar + np.array([0.0, -0.74])), (255, bar[:, ::-1])],
+        "arch": [(255, _polygon(72, 1.1)), (0, _polygon(72, 0.45)), (0, below)],
+        "half": [(255, _polygon(72, 1.15)), (0, below)],
+        "kite": [(255, np.array([(0.0, -1.15), (0.6, -0.3), (0.0, 1.15), (-0.6, -0.3)]))],
+        "bar": [(255, bar * np.array([1.0, 0.25]))],
     }
     return shapes[category]
 

@@ -14,7 +14,8 @@ from pmvis_core.config import ModelConfig, TrackerConfig, TrainConfig
 from pmvis_core.data.augment import AugmentConfig
 from pmvis_core.data.datasets import CocoImages, Mixture, PseudoVideos, image_mixture
 from pmvis_core.data.samples import KeyReferencePair
-from pmvis_core.losses import LossWeights, SetCriterion
+from pmvis_core.data.spares import on_error_of
+from pmvis_core.losses import BoxLoss, LossWeights, SetCriterion
 from pmvis_core.matching import OptimalTransportMatcher
 from pmvis_core.types import Category
 from pmvis_core.weak_losses import BoxInst
@@ -60,20 +61,25 @@ class ImageStage:
     images: Path | None = None
     """Folder of the images; None: that of ``data``."""
     box_loss: bool = False
-    """BoxInst for box-only instances (the paper is better without)."""
+    """BoxInst for box-only instances (Table II, row 3; the paper is better without)."""
     freeze_mask_head: bool = False
     """Keep the mask branch as it was initialised (Table II, row 4)."""
+    mask_loss: bool = True
+    """Mask losses where there are masks; without them and with BoxInst for all: row 5."""
+    box_loss_all: bool = False
+    """BoxInst for instances with masks as well (Table II, row 2)."""
 
     name = "image"
 
     def samples(self, config: RunConfig) -> Samples:
-        """Open the stills; mixed by kind in the paper's proportion."""
-        stills = CocoImages(self.data, self.images, config.augment, cache_bytes=CACHE_BYTES)
+        """Open the stills; mixed by kind as `train.box_only_share` says."""
+        stills = _open_stills(self.data, self.images, config)
         return Samples(image_mixture(stills, config.train.box_only_share), stills.categories)
 
     def criterion(self, config: RunConfig, seed: int) -> SetCriterion:
         """Build the losses."""
-        return _criterion(config, seed, box_loss=self.box_loss)
+        weak: BoxLoss = "all" if self.box_loss_all else "box" if self.box_loss else "none"
+        return _criterion(config, seed, box_loss=weak, mask_loss=self.mask_loss)
 
     def frozen(self) -> tuple[str, ...]:
         """Return the parts of parameter names that do not learn."""
@@ -96,16 +102,27 @@ class VideoStage:
     """``train_image.json`` to mix in by ``train.image_share``."""
     images: Path | None = None
     """Folder of its images."""
+    dropped: str | None = None
+    """What tracks that `filter` set aside become: ``ignore`` or ``background``; None: as the file
+    has it."""
 
     name = "video"
 
     def samples(self, config: RunConfig) -> Samples:
         """Open the videos, mixed with stills where asked."""
-        videos = PseudoVideos(self.pseudo, self.frames, config.augment, cache_bytes=CACHE_BYTES)
+        videos = PseudoVideos(
+            self.pseudo,
+            self.frames,
+            config.augment,
+            cache_bytes=CACHE_BYTES,
+            keep_unseen=config.train.reference_quirks,
+            on_error=on_error_of(config.train.on_error),
+            dropped=self.dropped,
+        )
         share = config.train.image_share if self.data else 0.0
         if not share or self.data is None:
             return Samples(Mixture([videos], [1.0]), videos.categories)
-        stills = CocoImages(self.data, self.images, config.augment, cache_bytes=CACHE_BYTES)
+        stills = _open_stills(self.data, self.images, config)
         masked, box_only = stills.split()
         parts: list[tuple[CocoImages | PseudoVideos, float]] = [
             (videos, 1 - share),
@@ -117,7 +134,8 @@ class VideoStage:
 
     def criterion(self, config: RunConfig, seed: int) -> SetCriterion:
         """Build the losses."""
-        return _criterion(config, seed, box_loss=self.box_loss, mask_loss=self.mask_loss)
+        weak: BoxLoss = "box" if self.box_loss else "none"
+        return _criterion(config, seed, box_loss=weak, mask_loss=self.mask_loss)
 
     def frozen(self) -> tuple[str, ...]:
         """Return the parts of parameter names that do not learn: none."""
@@ -127,16 +145,28 @@ class VideoStage:
 Stage = ImageStage | VideoStage
 
 
-def _criterion(
-    config: RunConfig, seed: int, *, box_loss: bool, mask_loss: bool = True
-) -> SetCriterion:
+def _open_stills(data: Path, images: Path | None, config: RunConfig) -> CocoImages:
+    """Open annotated stills as a run wants them."""
+    return CocoImages(
+        data,
+        images,
+        config.augment,
+        cache_bytes=CACHE_BYTES,
+        keep_unseen=config.train.reference_quirks,
+        on_error=on_error_of(config.train.on_error),
+    )
+
+
+def _criterion(config: RunConfig, seed: int, *, box_loss: BoxLoss, mask_loss: bool) -> SetCriterion:
     """Build IDOL's criterion with the preset's numbers."""
     return SetCriterion(
         weights=config.loss,
         matcher=OptimalTransportMatcher(loose_candidates=config.train.loose_candidates),
         supervise_reference=config.train.supervise_reference,
         mask_loss=mask_loss,
-        box_loss="box" if box_loss else "none",
+        box_loss=box_loss,
+        mask_weight_pseudo=config.train.pseudo_mask_factor,
+        misplaced_boxes=config.train.reference_quirks,
         boxinst=BoxInst(
             warmup_steps=config.train.pairwise_warmup_steps,
             bottom_rows=config.train.bottom_rows,

@@ -2,7 +2,7 @@
 
 A network of many small tensors spends more time on dispatching optimiser, clipping, averaging and
 all-reduce than on their arithmetic. With flat storage each of these is one operation, and the
-network itself does not notice.
+network itself does not notice. Weights of convolutions that lie channels last stay so.
 """
 
 from __future__ import annotations
@@ -24,7 +24,13 @@ class FlatParameters:
         """
         self.names = [name for name, _ in named]
         self.shapes = [parameter.shape for _, parameter in named]
-        flat = torch.cat([parameter.detach().flatten() for _, parameter in named])
+        self._last = [_is_channels_last(parameter) for _, parameter in named]
+        flat = torch.cat(
+            [
+                (p.detach().permute(0, 2, 3, 1) if last else p.detach()).flatten()
+                for (_, p), last in zip(named, self._last, strict=True)
+            ]
+        )
         self.value = nn.Parameter(flat)
         self.gradient = torch.zeros_like(flat)
         self.value.grad = self.gradient
@@ -36,5 +42,20 @@ class FlatParameters:
     def views(self, flat: Tensor) -> dict[str, Tensor]:
         """Return the parts of a flat tensor of the same length, by name and in shape."""
         parts = flat.split([shape.numel() for shape in self.shapes])
-        named = zip(self.names, parts, self.shapes, strict=True)
-        return {name: part.view(shape) for name, part, shape in named}
+        named = zip(self.names, parts, self.shapes, self._last, strict=True)
+        return {name: _shaped(part, shape, last) for name, part, shape, last in named}
+
+
+def _is_channels_last(parameter: Tensor) -> bool:
+    """Tell whether a parameter's channels lie last in memory, and not the usual way."""
+    if parameter.dim() != 4 or parameter.is_contiguous():
+        return False
+    return parameter.is_contiguous(memory_format=torch.channels_last)
+
+
+def _shaped(part: Tensor, shape: torch.Size, channels_last: bool) -> Tensor:
+    """Return a flat part in its shape."""
+    if not channels_last:
+        return part.view(shape)
+    outputs, inputs, height, width = shape
+    return part.view(outputs, height, width, inputs).permute(0, 3, 1, 2)

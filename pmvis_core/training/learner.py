@@ -4,27 +4,23 @@ Shared by all training loops. Several processes average their gradients, so that
 the same; the moving average of the weights is what a run saves.
 
     learner = Learner(model, [ParameterGroup(named, weight_decay=0.03)], clip_norm=5, ema_decay=0)
-    norm = learner.step(loss, step, rates=[1e-4])
+    learner.start()
+    learner.backward(loss)  # once for every part of the batch
+    norm = learner.gradient_norm()
+    learner.update(step, rates=[1e-4])
 """
 
 from __future__ import annotations
 
-import logging
-import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from pmvis_core.errors import ResourceError
-from pmvis_core.files import atomic_write
 from pmvis_core.training.flat_parameters import FlatParameters
-from pmvis_core.training.processes import rank_and_world
-
-logger = logging.getLogger(__name__)
+from pmvis_core.training.processes import averaged
 
 
 @dataclass(frozen=True)
@@ -68,19 +64,42 @@ class Learner:
         )
         self._averages = [flat.value.detach().clone() for flat in self._flats if ema_decay]
 
-    def step(self, loss: Tensor, step: int, rates: Sequence[float]) -> Tensor:
-        """Take one step and return the norm of the gradient before clipping.
+    def start(self) -> None:
+        """Begin a step: forget the gradient of the last one."""
+        self._optimizer.zero_grad(set_to_none=False)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of a part of this process's batch.
 
         Args:
-            loss: this process's, a number.
+            loss: a number; the parts' losses add up to the batch's.
+        """
+        loss.backward()
+
+    def gradient_norm(self) -> Tensor:
+        """Average the gradient over the processes, clip it, and return its norm before that.
+
+        It is the same number in every process, and not finite where any process's gradient is not.
+        """
+        for flat in self._flats:
+            averaged(flat.gradient)
+        return torch.nn.utils.clip_grad_norm_([flat.value for flat in self._flats], self.clip_norm)
+
+    def own_gradient_is_finite(self) -> bool:
+        """Tell whether this process's gradient holds finite numbers only."""
+        return all(bool(flat.gradient.isfinite().all()) for flat in self._flats)
+
+    def weights_are_finite(self) -> bool:
+        """Tell whether all weights that learn are finite numbers."""
+        return all(bool(flat.value.isfinite().all()) for flat in self._flats)
+
+    def update(self, step: int, rates: Sequence[float]) -> None:
+        """Let the weights follow the gradient.
+
+        Args:
             step: how many steps were taken before.
             rates: learning rate of each group.
         """
-        self._optimizer.zero_grad(set_to_none=False)
-        loss.backward()
-        self._average_gradients()
-        values = [flat.value for flat in self._flats]
-        norm = torch.nn.utils.clip_grad_norm_(values, self.clip_norm)
         for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         self._optimizer.step()
@@ -88,49 +107,25 @@ class Learner:
         decay = min(self.ema_decay, (1 + step) / (10 + step))
         for flat, average in zip(self._flats, self._averages, strict=False):
             average.lerp_(flat.value.detach(), 1 - decay)
-        return norm
 
     def weights(self) -> dict[str, Tensor]:
         """Return what is saved: the averaged weights if there are any, and the rest."""
         weights = dict(self.model.state_dict())
         for flat, average in zip(self._flats, self._averages, strict=False):
             weights.update(flat.views(average))
-        return weights
+        return {name: weight.contiguous() for name, weight in weights.items()}
 
-    def save(self, path: Path, step: int) -> None:
-        """Write what a run resumed after ``step`` steps needs."""
-        state = {
-            "step": step,
+    def state(self) -> dict[str, Any]:
+        """Return what a resumed run needs; the tensors are those that learn, no copies."""
+        return {
             "model": self.model.state_dict(),
             "averages": self._averages,
             "optimizer": self._optimizer.state_dict(),
         }
-        with atomic_write(path, "wb") as stream:
-            torch.save(state, stream)
 
-    def load(self, path: Path) -> int:
-        """Continue from a written state and return its step; no code of the file is ever run.
-
-        Raises:
-            ResourceError: the file is something else.
-        """
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` returned."""
         device = self._flats[0].value.device
-        try:
-            state = torch.load(path, map_location=device, weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            message = f"`{path}` is no state that pmvis wrote"
-            raise ResourceError(message, "remove it to begin the run anew") from error
         self.model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
-        self._averages = state["averages"]
-        logger.info("resumed at step %d", state["step"])
-        return int(state["step"])
-
-    def _average_gradients(self) -> None:
-        """Average the gradients of all processes."""
-        _, world = rank_and_world()
-        if world == 1:
-            return
-        for flat in self._flats:
-            dist.all_reduce(flat.gradient)
-            flat.gradient /= world
+        self._averages = [average.to(device) for average in state["averages"]]

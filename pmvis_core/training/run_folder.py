@@ -1,8 +1,9 @@
 """A run folder: what it holds, and that two runs never mix in one.
 
-``config.toml`` is what was resolved, ``run.json`` what went in, ``metrics.jsonl`` the losses,
-``state.pt`` what resumes an unfinished run, and ``model.safetensors``, which appears last, the
-result.
+``config.toml`` is what was resolved, ``run.json`` what went in, ``metrics.jsonl`` the losses and
+``losses.png`` their picture, ``state.pt`` and ``state.previous.pt`` what resumes an unfinished run,
+``best.safetensors`` the weights of the lowest loss, or of the highest AP where a run validates, and
+``model.safetensors``, which appears last, the result.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ import torch
 from pmvis_core.checkpoint import MODEL_FILE
 from pmvis_core.config import read_toml, to_toml
 from pmvis_core.errors import UsageError
-from pmvis_core.files import atomic_write, canonical_json, digest_file, read_json, significant
+from pmvis_core.files import atomic_write, digest_file, read_json
 from pmvis_core.systems.pmvis import RunConfig, Stage
+from pmvis_core.training.states import remove_states
 
-STATE_FILE = "state.pt"
 CONFIG_FILE = "config.toml"
 METRICS_FILE = "metrics.jsonl"
+CURVES_FILE = "losses.png"
+BEST_FILE = "best.safetensors"
+BOARD_FOLDER = "tensorboard"
 FACTS_FILE = "run.json"
 
 
@@ -76,6 +80,28 @@ class Job(Protocol):
         """Processes on this machine."""
         ...
 
+    @property
+    def tensorboard(self) -> bool:
+        """Write the losses for TensorBoard too."""
+        ...
+
+    @property
+    def validation(self) -> Validation | None:
+        """Videos to measure AP on."""
+        ...
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Which videos to measure AP on in the course of a run, and when."""
+
+    truth: Path
+    """Ground truth as YouTube-VIS JSON."""
+    frames: Path | None = None
+    """Where its frames lie; None: beside it."""
+    every: int | None = None
+    """Steps between measurements; None: ``train.save_every``. The last step is always measured."""
+
 
 @dataclass(frozen=True)
 class TrainJob:
@@ -97,6 +123,13 @@ class TrainJob:
     """Torch device."""
     processes: int = 1
     """Processes to start on this machine; on a CPU one thread each."""
+    workers: int = 0
+    """Threads of each process that make samples ahead of time; 0: they are made in between. They
+    change the speed only, so another number of them continues a run."""
+    tensorboard: bool = False
+    """Write the losses for TensorBoard too, into the run folder."""
+    validation: Validation | None = None
+    """Videos to measure AP on; they decide which weights are the best, not what is learnt."""
 
 
 def preset_of(run: Path) -> str:
@@ -112,8 +145,11 @@ def clear_run_folder(job: Job) -> None:
         UsageError: see `check_run_folder`; then nothing is removed.
     """
     if _holds_run(job.out):
-        for name in (MODEL_FILE, STATE_FILE, METRICS_FILE, FACTS_FILE):
+        remove_states(job.out)
+        for name in (MODEL_FILE, BEST_FILE, CURVES_FILE, METRICS_FILE, FACTS_FILE):
             (job.out / name).unlink(missing_ok=True)
+        for events in (job.out / BOARD_FOLDER).glob("events.out.tfevents.*"):
+            events.unlink()
         _write_config(job)
 
 
@@ -149,6 +185,9 @@ def inputs_of(job: Job) -> dict[str, Any]:
         elif name not in ("frames", "images"):
             file = value / MODEL_FILE if value.is_dir() else value
             facts[name] = digest_file(file) if file.is_file() else "absent"
+    told = job.validation
+    facts["val"] = digest_file(told.truth) if told and told.truth.is_file() else None
+    facts["val_every"] = told.every if told else None
     return facts
 
 
@@ -180,21 +219,26 @@ def _settings(toml: str) -> Iterator[tuple[str, str]]:
             yield name, value
 
 
-def describe(job: Job, ledger: Mapping[str, Any], world: int) -> None:
+def describe(
+    job: Job, ledger: Mapping[str, Any], world: int, best: Mapping[str, float] | None = None
+) -> None:
     """Write ``config.toml`` and ``run.json``.
 
     Args:
         job: the run.
         ledger: the annotations that go into it (`annotation_ledger`).
         world: number of processes.
+        best: step and loss, or AP, of ``best.safetensors``, once there is one.
     """
-    facts = {
+    facts: dict[str, Any] = {
         "inputs": inputs_of(job),
         "annotations": ledger,
         "processes": world,
         "device": job.device,
         "torch": torch.__version__,
     }
+    if best:
+        facts["best"] = dict(best)
     with atomic_write(job.out / FACTS_FILE) as stream:
         stream.write(json.dumps(facts, indent=1, sort_keys=True) + "\n")
     _write_config(job)
@@ -204,31 +248,3 @@ def _write_config(job: Job) -> None:
     """Write what marks a folder as this run's."""
     with atomic_write(job.out / CONFIG_FILE) as stream:
         stream.write(to_toml(job.config))
-
-
-class MetricsLog:
-    """Writes the mean losses of every few steps; a resumed run drops lines after its state."""
-
-    def __init__(self, path: Path, step: int, rank: int, every: int) -> None:
-        """Keep the lines up to ``step``; only the first process writes, ``every`` so many steps."""
-        self.path, self.rank, self.every = path, rank, every
-        self.sums: dict[str, float] = {}
-        self.count = 0
-        if rank == 0 and path.exists():
-            lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
-            kept = [line for line in lines if json.loads(line)["step"] <= step]
-            with atomic_write(path) as stream:
-                stream.writelines(f"{line}\n" for line in kept)
-
-    def add(self, step: int, losses: dict[str, float], rate: float) -> None:
-        """Take in a step's losses and write a line when it is due."""
-        for name, value in losses.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-        self.count += 1
-        if self.rank or (step + 1) % self.every:
-            return
-        means = {name: significant(value / self.count) for name, value in self.sums.items()}
-        with self.path.open("a") as stream:
-            line = {"step": step + 1, "learning_rate": significant(rate), **means}
-            stream.write(canonical_json(line) + "\n")
-        self.sums, self.count = {}, 0

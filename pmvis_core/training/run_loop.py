@@ -1,42 +1,65 @@
 """What every training run does, whatever it learns: start or resume, step, log, save, finish.
 
-A run folder says how far a run came (`run_folder`), a `Learner` holds what changes, and `advance`
-takes a step. Batches depend on the seed, the step and the process alone, so a resumed run equals an
-unbroken one.
+A run folder says how far a run came (`run_folder`), a `Learner` holds what changes, and `losses`
+says what to learn from some samples. Batches, and everything random, depend on the seed, the step
+and a sample's number in the step alone. So a run that was killed, at whatever instant, and goes on
+from its last state equals an unbroken one; and process r of W sees the pairs that are the r-th
+share of the batch of one process.
 
     start_run(job, partial(process, job, progress), partial(process, job, silent))
-    take_steps(job, config, learner, source, share, Steps("train image", advance, save), progress)
+    take_steps(job, config, learner, source, Steps("train image", ...), share, progress)
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Generic, Protocol
+from typing import Any, Generic, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pmvis_core.checkpoint import MODEL_FILE
 from pmvis_core.data.datasets import annotation_ledger
+from pmvis_core.data.spares import SKIP, STOP, BrokenSamples, OnError
 from pmvis_core.data.streams import Mixture, Sample, Source, batches, prefetch
 from pmvis_core.errors import DataError, UsageError
 from pmvis_core.progress import Progress
 from pmvis_core.training.learner import Learner
-from pmvis_core.training.processes import Work, launch, rank_and_world
+from pmvis_core.training.loss_curves import write_loss_curves
+from pmvis_core.training.metrics_log import MetricsLog
+from pmvis_core.training.nan_guard import GRADIENT, not_finite
+from pmvis_core.training.processes import (
+    Work,
+    averaged,
+    decided_by_first,
+    launch,
+    rank_and_world,
+    summed,
+    under_torchrun,
+)
 from pmvis_core.training.run_folder import (
+    BEST_FILE,
+    BOARD_FOLDER,
+    CURVES_FILE,
     METRICS_FILE,
-    STATE_FILE,
     Job,
-    MetricsLog,
     check_run_folder,
     describe,
 )
+from pmvis_core.training.states import find_state, read_state, remove_states, save_state
 
 logger = logging.getLogger(__name__)
+
+SCORE = "val_AP"
+"""Of the best weights it is the highest."""
+Validate = Callable[[Mapping[str, Tensor]], dict[str, float]]
+"""Takes weights as `Learner.weights` gives them, and returns numbers to log, among them `SCORE`."""
 
 
 class Schedule(Protocol):
@@ -45,6 +68,11 @@ class Schedule(Protocol):
     @property
     def steps(self) -> int:
         """Optimiser steps."""
+        ...
+
+    @property
+    def accumulate(self) -> int:
+        """Parts that a step's batch is taken in, one after the other."""
         ...
 
     @property
@@ -64,12 +92,26 @@ class Steps(Generic[Sample]):
 
     title: str
     """Shown beside the progress."""
-    advance: Callable[[list[Sample], int], tuple[dict[str, float], float]]
-    """Takes this process's batch and the step; returns losses and the learning rate."""
+    losses: Callable[[list[Sample], int, int], dict[str, Tensor]]
+    """Takes samples, the step, and the number of the first of them in the step's whole batch;
+    returns scalars, always of the same names, and among them ``loss``, which is minimised."""
+    rates: Callable[[int], list[float]]
+    """Returns the learning rates of the learner's groups at a step."""
     save: Callable[[Path, Mapping[str, Tensor]], None]
     """Writes the weights as a model file."""
+    name: Callable[[Sample], str]
+    """Says what a sample was made from."""
     threads: int = 0
     """Samples made side by side, ahead of time; 0: in between."""
+    on_error: OnError = STOP
+    """What a sample that cannot be made does (`data.spares`)."""
+    comparable_from: int = 0
+    """Step from which losses mean the same, so that the best can be told."""
+    validate: Validate | None = None
+    """Scores the weights, in all processes at the same time; where there is none, the loss tells
+    the best weights."""
+    validate_every: int = 1
+    """Steps between scores; the last step has one, too."""
 
 
 def start_run(job: Job, first: Work, other: Work) -> None:
@@ -77,37 +119,65 @@ def start_run(job: Job, first: Work, other: Work) -> None:
 
     Args:
         job: what to run.
-        first: what this process does.
+        first: what this process does, under `torchrun` its first one.
         other: what each further process does; it is pickled.
 
     Raises:
         UsageError: the folder holds another run.
         PmvisError: any process raised it.
     """
-    check_run_folder(job)
-    if (job.out / MODEL_FILE).exists():
-        logger.warning("`%s` is already trained; nothing to do", job.out)
+    if under_torchrun():  # all processes stand here: the first one's look at the folder counts
+        first, other = (partial(_unless_done, job, work) for work in (first, other))
+    elif _is_done(job):
         return
     launch(first, other, job.device, job.processes)
 
 
-def share_of_batch(batch: int, what: str) -> int:
-    """Return how much of a batch is this process's.
+def _unless_done(job: Job, work: Work, device: str) -> None:
+    """Do the work of one process unless the first one finds that it is done."""
+    if not decided_by_first(partial(_is_done, job)):
+        work(device)
+
+
+def _is_done(job: Job) -> bool:
+    """Tell whether a run folder holds the result, and refuse another run's."""
+    check_run_folder(job)
+    done = (job.out / MODEL_FILE).exists()
+    if done:
+        logger.warning("`%s` is already trained; nothing to do", job.out)
+    return done
+
+
+def share_of_batch(batch: int, what: str, accumulate: int = 1) -> int:
+    """Return how many samples of a batch this process looks at together.
 
     Args:
         batch: samples of all processes in a step.
         what: the samples by the name that a setting has for them (``pairs``).
+        accumulate: parts that they are taken in, one after the other.
 
     Raises:
         UsageError: they do not divide.
     """
     _, world = rank_and_world()
-    if batch % world:
+    if batch % (world * accumulate):
+        parts = f" in {accumulate} parts" if accumulate > 1 else ""
         raise UsageError(
-            f"{batch} {what} a batch do not divide among {world} processes",
-            f"set `train.{what}_per_batch` to a multiple",
+            f"{batch} {what} a batch do not divide among {world} processes{parts}",
+            f"set `train.{what}_per_batch` to a multiple of {world * accumulate}",
         )
-    return batch // world
+    return batch // (world * accumulate)
+
+
+def seed_torch(seed: int, step: int, first: int) -> None:
+    """Seed what torch draws (dropout) for some samples of a step, on every device.
+
+    Args:
+        seed: the run's.
+        step: the optimiser's.
+        first: number of the first of the samples in the step's whole batch.
+    """
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, first]).generate_state(1)[0]))
 
 
 def take_steps(
@@ -127,44 +197,183 @@ def take_steps(
         learner: a new one; it takes over the state.
         source: what to draw samples from.
         steps: what a step is.
-        share: samples of this process in a step.
+        share: samples that this process looks at together (`share_of_batch`).
         progress: shows how far it is.
     """
     rank, world = rank_and_world()
-    state = job.out / STATE_FILE
-    start = learner.load(state) if state.exists() else 0
-    log = MetricsLog(job.out / METRICS_FILE, start, rank, schedule.log_every)
-    if rank == 0:
-        describe(job, annotation_ledger(source), world)
-    stream = batches(source, share, job.seed, rank, world, start, steps.threads)
+    found = decided_by_first(partial(find_state, job.out))
+    state = read_state(found) if found else {}
+    start: int = state.get("step", 0)
+    if state:
+        learner.load(state.pop("learner"))  # its copy on the CPU can go
+        logger.info("resumed at step %d", start)
+    broken = BrokenSamples() if steps.on_error == SKIP else None
+    first = start * schedule.accumulate
+    stream = batches(source, share, job.seed, rank, world, first, steps.threads, broken)
     if steps.threads:
         stream = prefetch(stream)
+    record = _Record.open(job, schedule, learner, steps, state) if rank == 0 else None
+    if record is not None:
+        describe(job, annotation_ledger(source), world)
+    step = _Step(schedule.accumulate, share, learner, steps, stream, broken)
     remaining = range(start, schedule.steps)
-    for step in progress(remaining, steps.title, len(remaining)):
-        log.add(step, *steps.advance(next(stream), step))
-        last = step + 1 == schedule.steps
-        if rank == 0 and not last and (step + 1) % schedule.save_every == 0:
-            learner.save(state, step + 1)
-    if rank == 0:
-        steps.save(job.out / MODEL_FILE, learner.weights())
-        state.unlink(missing_ok=True)
+    for number in progress(remaining, steps.title, len(remaining)):
+        losses = step(number)
+        if record is not None:
+            record.add(number, losses)
+        scores = _validated(steps, learner, number + 1, schedule.steps)
+        if record is not None:
+            record.keep(number + 1, scores)
+    if broken is not None:
+        broken.tell()
+    if record is not None:
+        record.finish()
+        describe(job, annotation_ledger(source), world, record.best)
 
 
-def as_numbers(losses: Mapping[str, Tensor], step: int) -> dict[str, float]:
-    """Return losses as numbers, in one go, and refuse to go on with what is none.
+def _validated(steps: Steps[Any], learner: Learner, done: int, last: int) -> dict[str, float]:
+    """Score the weights after some steps if that is due; every process comes here."""
+    if steps.validate is None or not _is_due(steps.validate_every, done, last):
+        return {}
+    _refuse_infinite(learner, done)
+    scores = steps.validate(learner.weights())
+    logger.info("step %d: AP %.4f", done, scores[SCORE])
+    return scores
 
-    Args:
-        losses: ``loss`` among them, all on one device.
-        step: for the message.
+
+def _is_due(every: int, done: int, last: int) -> bool:
+    """Tell whether something is due after some steps: every so many, and at the end."""
+    return done == last or done % every == 0
+
+
+def _refuse_infinite(learner: Learner, done: int) -> None:
+    """Stop before weights that are no numbers are used.
 
     Raises:
-        DataError: the loss is not finite.
+        DataError: see there.
     """
-    numbers = torch.stack([value.detach() for value in losses.values()]).tolist()
-    named = dict(zip(losses, numbers, strict=True))
-    if not math.isfinite(named["loss"]):
+    if not learner.weights_are_finite():
         raise DataError(
-            f"the loss is {named['loss']} at step {step}",
-            "lower `train.learning_rate`, or look at the samples of this step",
+            f"the weights are no longer finite after step {done}",
+            "lower `train.learning_rate`; the last saved state is untouched",
         )
-    return named
+
+
+@dataclass(frozen=True)
+class _Step(Generic[Sample]):
+    """Takes optimiser steps on a stream of samples."""
+
+    accumulate: int
+    share: int
+    learner: Learner
+    steps: Steps[Sample]
+    stream: Iterator[list[Sample]]
+    broken: BrokenSamples | None
+
+    def __call__(self, step: int) -> dict[str, float]:
+        """Take a step and return its losses, the mean over processes and parts of the batch.
+
+        Raises:
+            DataError: a loss or the gradient is not finite; the weights stay as they were.
+        """
+        rank, world = rank_and_world()
+        self.learner.start()
+        parts: list[tuple[list[Sample], int]] = []
+        total: Tensor | None = None
+        for part in range(self.accumulate):
+            first = (part * world + rank) * self.share
+            parts.append((next(self.stream), first))
+            losses = self.steps.losses(parts[-1][0], step, first)
+            self.learner.backward(losses["loss"] / self.accumulate)
+            values = torch.stack([value.detach().float() for value in losses.values()])
+            total = values if total is None else total + values
+        assert total is not None
+        norm = self.learner.gradient_norm()
+        means = torch.cat([averaged(total / self.accumulate), norm[None].float()]).tolist()
+        named = dict(zip([*losses, GRADIENT], means, strict=True))
+        if not all(map(math.isfinite, means)):
+            guard = self.steps.losses, self.steps.name, parts, step, named
+            raise not_finite(self.learner, *guard)
+        self.learner.update(step, self.steps.rates(step))
+        return named | self._skipped(step)
+
+    def _skipped(self, step: int) -> dict[str, float]:
+        """Return how many samples of the step were replaced in all processes, if any were."""
+        if self.broken is None:
+            return {}
+        first = step * self.accumulate
+        mine = sum(self.broken.taken(first + part) for part in range(self.accumulate))
+        device = next(self.learner.model.parameters()).device
+        count = float(summed(torch.tensor(float(mine), device=device)))
+        return {"skipped_samples": count} if count else {}
+
+
+@dataclass
+class _Record:
+    """What the first process writes while a run goes on, and at its end."""
+
+    job: Job
+    schedule: Schedule
+    learner: Learner
+    steps: Steps[Any]
+    log: MetricsLog
+    best: dict[str, float]
+    """Step and loss, or `SCORE`, of the best weights so far."""
+    recent: list[float]
+    """The losses since the last state."""
+
+    @classmethod
+    def open(
+        cls,
+        job: Job,
+        schedule: Schedule,
+        learner: Learner,
+        steps: Steps[Any],
+        state: Mapping[str, Any],
+    ) -> _Record:
+        """Go on from what a state holds, or begin."""
+        done = state.get("step", 0)
+        log = MetricsLog(job.out / METRICS_FILE, done, schedule.log_every, state.get("log"))
+        if job.tensorboard:
+            log.show_on_board(job.out / BOARD_FOLDER, done)
+        return cls(job, schedule, learner, steps, log, dict(state.get("best", {})), [])
+
+    def add(self, step: int, losses: Mapping[str, float]) -> None:
+        """Log a step, counted from 0."""
+        self.log.add(step, losses, max(self.steps.rates(step)))
+        if step >= self.steps.comparable_from:
+            self.recent.append(losses["loss"])
+
+    def keep(self, done: int, scores: Mapping[str, float]) -> None:
+        """Log scores, if there are any, and save what is due after some steps."""
+        if scores:
+            self.log.note(done, scores)
+            better = scores[SCORE] >= self.best.get(SCORE, 0.0)  # of equals the last
+            self._keep_best(done, SCORE, scores[SCORE], better)
+        last = done == self.schedule.steps
+        if not _is_due(self.schedule.save_every, done, last=self.schedule.steps):
+            return
+        _refuse_infinite(self.learner, done)
+        if self.steps.validate is None:
+            loss = sum(self.recent) / len(self.recent) if self.recent else math.inf
+            self._keep_best(done, "loss", loss, loss < self.best.get("loss", math.inf))
+        self.recent = []
+        if not last:
+            about = {"step": done, "log": self.log.state(), "best": self.best}
+            save_state(self.job.out, {**about, "learner": self.learner.state()})
+
+    def _keep_best(self, done: int, measure: str, value: float, better: bool) -> None:
+        """Keep the weights if they are better than all before."""
+        if better:
+            self.best = {"step": done, measure: value}
+            self.steps.save(self.job.out / BEST_FILE, self.learner.weights())
+
+    def finish(self) -> None:
+        """Write the curves and the model, and remove what only an unfinished run needs."""
+        out = self.job.out
+        self.log.close()
+        write_loss_curves(out / METRICS_FILE, out / CURVES_FILE, self.steps.title)
+        if self.best.get("step") == self.schedule.steps:  # it is the model itself
+            (out / BEST_FILE).unlink(missing_ok=True)
+        self.steps.save(out / MODEL_FILE, self.learner.weights())
+        remove_states(out)

@@ -57,6 +57,7 @@ VIDEO_SUFFIXES = tuple(
 )
 """What a folder is searched for; a file given by its name may have any suffix."""
 _FRAME_FOLDER = "JPEGImages"
+_FILE_OF_SPLIT = re.compile("^(annotations|instances)_|_sub$")
 _CAMERA = re.compile(r"(?:webcam:)?(\d+)")
 
 
@@ -68,7 +69,8 @@ def open_videos(path: Path, root: Path | None = None) -> list[FrameSource]:
             file, a YouTube-VIS JSON (its ids are kept; elsewhere ids count from 1), ``-`` for a
             list of any of these on standard input, or ``webcam:0``.
         root: what the JSON's file names are relative to; without it the JSON's folder,
-            `JPEGImages` in it, and `NAME/JPEGImages` beside `NAME.json` are tried.
+            `JPEGImages` in it, and `NAME/JPEGImages` and `NAME` beside `NAME.json`,
+            `annotations_NAME.json` or `annotations/instances_NAME.json` are tried.
 
     Raises:
         DataError: there is nothing to be found, or the JSON is malformed.
@@ -149,7 +151,12 @@ def _frame_roots(path: Path) -> list[Path]:
     """Return the folders that file names may be relative to, likeliest first."""
     if path.suffix.lower() == ".json" and not path.is_dir():
         stem = path.with_suffix("")
-        return [path.parent, path.parent / _FRAME_FOLDER, stem / _FRAME_FOLDER, stem]
+        places = [path.parent, path.parent / _FRAME_FOLDER, stem / _FRAME_FOLDER, stem]
+        # OVIS: `annotations_train.json` beside `train`; IDOL: `annotations/instances_train.json`.
+        split = _FILE_OF_SPLIT.sub("", path.stem)
+        for base in (path.parent / split, path.parent.parent / split):
+            places += [base / _FRAME_FOLDER, base]
+        return list(dict.fromkeys(places))
     return [path, path / _FRAME_FOLDER]
 
 

@@ -43,7 +43,10 @@ def read_image(path: Path, where: str = "image") -> Frame:
         raise DataError(f"{where}: `{path}` is empty, expected an image")
     if not is_whole(data):
         raise DataError(f"{where}: `{path}` is truncated", "copy or download the file again")
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:  # a head that states an absurd size
+        pixels = None
     if pixels is None:
         raise DataError(f"{where}: `{path}` is no image that can be decoded")
     return to_rgb(pixels)

@@ -132,6 +132,11 @@ class ImageFrames(FrameSource):
         self._root = root
         self._found = found
 
+    @property
+    def paths(self) -> list[Path]:
+        """The files, one a frame."""
+        return [self._root / name for name in self._found.file_names]
+
     def _measure(self) -> VideoInfo:
         """Take the size from the first frame that can be read."""
         first: DataError | None = None

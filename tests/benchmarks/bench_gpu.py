@@ -13,13 +13,15 @@ import argparse
 import importlib.util
 import statistics
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import bench_local_attention
 import bench_pairwise
 import numpy as np
 import torch
-from bench_deformable_attention import CASES, make_inputs
+from bench_deformable_attention import CASES, composed, make_fused_inputs, make_inputs, traffic
 from torch import Tensor
 
 from pmvis_core import native, ops
@@ -168,6 +170,33 @@ def attention_rows(runs: int, dtype: torch.dtype, bandwidth: float) -> None:
             report(title, runs, mine, peers, number / bandwidth)
 
 
+def fused_rows(runs: int, dtype: torch.dtype, bandwidth: float) -> None:
+    """Print the fused form, padded, against torch's operations before the same kernels."""
+    for name, case in CASES.items():
+        value, levels, *others = make_fused_inputs(*case, padded=True)
+        tensors = [t.detach().cuda() for t in (value.to(dtype), *others) if t is not None]
+        leaves = [tensors[place].requires_grad_() for place in (0, 2, 3)]
+        arguments = (tensors[0], levels, *tensors[1:])
+        output = ops.fused_deformable_attention(*arguments)
+        torch.testing.assert_close(output, composed(*arguments), rtol=2e-2, atol=2e-2)
+        ones = torch.ones_like(output)
+
+        @torch.no_grad()
+        def forward(function: Any, arguments: Any = arguments) -> None:
+            function(*arguments)
+
+        def both(
+            function: Any, arguments: Any = arguments, leaves: Any = leaves, ones: Any = ones
+        ) -> None:
+            torch.autograd.grad(function(*arguments), leaves, ones)
+
+        moved = traffic(arguments, output)
+        for kind, run, number in zip(("forward", "both ways"), (forward, both), moved, strict=True):
+            mine = partial(run, ops.fused_deformable_attention)
+            title = f"{name}, fused {kind}, {str(dtype).removeprefix('torch.')}"
+            report(title, runs, mine, [partial(run, composed)], number / bandwidth)
+
+
 def report(name: str, runs: int, mine: Call, peers: Sequence[Call], least: float) -> None:
     """Print one row: times, ratios, and the share of the limit."""
     time, *others = milliseconds(runs, mine, *peers)
@@ -211,6 +240,7 @@ def other_rows(runs: int, bandwidth: float) -> None:
             [lambda both=both: both("torch")],
             moved / bandwidth,
         )
+    clip_rows(runs, bandwidth)
     logits = torch.nn.functional.interpolate(
         torch.randn(60, 1, 6, 8, generator=random), (184, 320), mode="bicubic"
     )[:, 0].cuda()
@@ -221,6 +251,90 @@ def other_rows(runs: int, bandwidth: float) -> None:
         [lambda: ops.logits_to_rle(logits, (736, 1280), backend="torch")],
         (4 * logits.numel() + 60 * 736 * 1280 / 4) / bandwidth,
     )
+    stack = ops.mask_stack(logits, (736, 1280))
+    dense = torch.nn.functional.interpolate(logits[:, None], (736, 1280), mode="bilinear")[:, 0] > 0
+
+    def published_iou() -> Tensor:
+        flat = dense.flatten(1)
+        common = flat.float() @ flat.float().T
+        area = flat.sum(1)
+        return common / (area[:, None] + area - common)
+
+    report(
+        "mask_iou, 60 x 60 of 736x1280",
+        runs,
+        lambda: ops.mask_iou(stack, stack),
+        [published_iou],
+        2 * stack.words.numel() * 4 / bandwidth,
+    )
+
+
+def clip_rows(runs: int, bandwidth: float) -> None:
+    """Print pairs and loss of clips."""
+    random = torch.Generator().manual_seed(2)
+    for name, (frames, height, width, number, side) in bench_pairwise.CLIPS.items():
+        images = bench_pairwise.photos(frames, 2 * height, 2 * width).cuda()
+        colours = ops.lab_means(images, 2)[None]
+        size = torch.tensor([2.0 * width, 2.0 * height])
+        corner = torch.rand(number, frames, 2, generator=random) * 8 + size * (1 - side) / 2
+        boxes = torch.cat([corner, corner + side * size], 2).cuda()
+        cells = ops.clip_cells(boxes, height, width, 2)
+        shifts = ops.clip_shifts(boxes, (2 * height, 2 * width), (height, width))
+        index = torch.zeros(number, dtype=torch.long, device="cuda")
+        logits = torch.randn(number, frames, height, width, generator=random).cuda()
+        logits.requires_grad_()
+        call = (colours, index, cells, shifts, ops.CLIP_STEPS, bench_pairwise.THRESHOLD)
+        pairs = ops.clip_pairs(*call)
+        report(
+            f"clip_pairs, {name}",
+            runs,
+            lambda call=call: ops.clip_pairs(*call),
+            [lambda call=call: ops.clip_pairs(*call, backend="torch")],
+            (4 * colours.numel() + 2 * pairs.numel()) / bandwidth,
+        )
+
+        def both(
+            backend: Any,
+            x: Any = logits,
+            p: Any = pairs,
+            s: Any = shifts,
+            i: Any = index,
+        ) -> None:
+            loss = ops.clip_pairwise_loss(x, p, s, ops.CLIP_STEPS, i, backend=backend)
+            torch.autograd.grad(loss, x)
+
+        # Backward reads the slopes and writes the gradient.
+        report(
+            f"clip loss, {name}, both ways",
+            runs,
+            lambda both=both: both(None),
+            [lambda both=both: both("torch")],
+            (2 * pairs.numel() + 4 * 4 * logits.numel()) / bandwidth,
+        )
+
+
+def window_rows(runs: int, dtype: torch.dtype, bandwidth: float) -> None:
+    """Print local attention; the peer is its twin in torch."""
+    for name, case in bench_local_attention.CASES.items():
+        query, key, value, bias = bench_local_attention.make_operands(*case)
+        leaves = [t.detach().to("cuda", dtype).requires_grad_() for t in (query, key, value)]
+        leaves.append(bias.detach().cuda().requires_grad_())
+        moved = sum(t.numel() * t.element_size() for t in (*leaves, leaves[2], leaves[3]))
+
+        @torch.no_grad()
+        def forward(backend: Any, leaves: Any = leaves, grid: Any = case[1]) -> Tensor:
+            return ops.local_attention(*leaves, grid, backend=backend)[0]
+
+        def both(backend: Any, leaves: Any = leaves, grid: Any = case[1]) -> None:
+            sums, _ = ops.local_attention(*leaves, grid, backend=backend)
+            torch.autograd.grad(sums.sum(), leaves)
+
+        torch.testing.assert_close(forward(None), forward("torch"), rtol=2e-2, atol=2e-2)
+        # Backward reads the operands once more and writes as many slopes.
+        for kind, run, number in (("forward", forward, moved), ("both ways", both, 3 * moved)):
+            title = f"local_attention, {name}, {kind}, {str(dtype).removeprefix('torch.')}"
+            calls = [lambda run=run, way=way: run(way) for way in (None, "torch")]
+            report(title, runs, calls[0], calls[1:], number / bandwidth)
 
 
 def main() -> None:
@@ -235,6 +349,8 @@ def main() -> None:
     print(f"{'case':44} {'ms':>8} {'limit':>8} {'torch ms':>9} {'ratio':>6} {'im2col ms':>9} ratio")
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         attention_rows(runs, dtype, bandwidth)
+        fused_rows(runs, dtype, bandwidth)
+        window_rows(runs, dtype, bandwidth)
     other_rows(runs, bandwidth)
 
 

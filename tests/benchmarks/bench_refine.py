@@ -1,6 +1,8 @@
 """How well and how fast `refine` is. Run by hand: minutes, not seconds.
 
     python tests/benchmarks/bench_refine.py real [--root ../shared/real/videos] [--short-edge 240]
+    python tests/benchmarks/bench_refine.py real --features ../shared/real/weights/FILE
+    python tests/benchmarks/bench_refine.py real --file annotations.json
     python tests/benchmarks/bench_refine.py real --weights RUN [--max-long-edge 433]
     python tests/benchmarks/bench_refine.py tiny [--videos 40] [--seed 1]
 
@@ -29,7 +31,8 @@ from numpy.typing import NDArray
 from pmvis_core import masks
 from pmvis_core.formats.ytvis import read_dataset
 from pmvis_core.propagation.deaot import DeaotPropagator, DeaotSettings
-from pmvis_core.propagation.flow import FlowPropagator, FlowSettings, Propagator
+from pmvis_core.propagation.flow import FlowPropagator, Propagator
+from pmvis_core.propagation.propagators import Choice, choose_propagator
 from pmvis_core.refine import RefineCounts, RefineOptions, refine
 from pmvis_core.synthetic import benchmark as synthetic
 from pmvis_core.types import RLE, Track, VideoTracks
@@ -58,6 +61,8 @@ def main() -> None:
     default_root = Path(__file__).resolve().parents[3] / "shared/real/videos"
     parser.add_argument("--root", type=Path, default=default_root)
     parser.add_argument("--short-edge", type=int, default=240)
+    parser.add_argument("--file", default="annotations_clean.json")
+    parser.add_argument("--features", type=Path)
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--max-long-edge", type=int, default=1040)
     parser.add_argument("--videos", type=int, default=40)
@@ -67,18 +72,20 @@ def main() -> None:
         if options.weights:
             settings = DeaotSettings(max_long_edge=options.max_long_edge)
             network = load_deaot(options.weights)
-            real(options.root, DeaotPropagator(network, torch.device("cpu"), settings))
+            propagator: Propagator = DeaotPropagator(network, torch.device("cpu"), settings)
         else:
-            real(options.root, FlowPropagator(FlowSettings(short_edge=options.short_edge)))
+            edge, features = options.short_edge, options.features
+            propagator = choose_propagator(Choice(short_edge=edge, features=features)).propagator
+        real(options.root, options.file, propagator)
     else:
         tiny(options.videos, options.seed)
 
 
-def real(root: Path, propagator: Propagator) -> None:
-    """Print J per video of ``annotations_clean.json``."""
+def real(root: Path, file: str, propagator: Propagator) -> None:
+    """Print J per video of an annotation file."""
     print(f"{'video':28}{'tracks':>7}{'frames':>7}{'copy':>7}{'J':>7}{'ms/step':>9}")
     table = []
-    for truth in read_dataset(root / "annotations_clean.json"):
+    for truth in read_dataset(root / file):
         keyed = truth.with_tracks(tuple(middle_only(track) for track in truth.tracks))
         start = time.process_time()
         (result,) = refine(

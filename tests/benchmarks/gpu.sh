@@ -37,7 +37,7 @@ if "$python" -c 'import cupy' 2>/dev/null; then
 fi
 if command -v compute-sanitizer >/dev/null; then
   timeout 60 compute-sanitizer --error-exitcode 1 "$python" -m pytest -q -p no:cacheprovider \
-    tests/test_ops_gpu.py -k 'masks or (attention_equals and 32)' >"$out/sanitizer.log" 2>&1 ||
+    tests/test_ops_gpu.py -k 'masks or windows or (attention_equals and 32)' >"$out/sanitizer.log" 2>&1 ||
     echo "compute-sanitizer: status $?, see $out/sanitizer.log"
 fi
 timeout 150 "$python" tests/benchmarks/bench_gpu.py | tee "$out/table.txt"

@@ -165,6 +165,7 @@ def test_a_killed_training_resumes_to_the_same_model(
     monkeypatch.chdir(place)
     words = "train-image --data maps/train_image.json --preset tiny --device cpu --steps 12"
     words += " --set train.pairs_per_batch=2 --set train.save_every=1 --set train.log_every=1"
+    words += " --accumulate 2"
     metrics, model = place / "killed/metrics.jsonl", place / "killed/model.safetensors"
     process = subprocess.Popen([*PMVIS, *words.split(), "-o", "killed"], env=as_here, cwd=place)
     wait_for(lambda: lines_in(metrics) >= 3, process)

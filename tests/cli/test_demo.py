@@ -103,15 +103,15 @@ def test_a_failing_step_ends_the_demo_with_its_exit_code(
     assert caught.value.exit_code == 3
 
 
-def test_a_folder_with_other_numbers_is_refused(tmp_path: Path) -> None:
+def test_a_folder_with_other_options_is_refused(tmp_path: Path) -> None:
     from dataclasses import replace
 
     demo.open_folder(tmp_path / "demo", RECIPE, overwrite=False)
     demo.open_folder(tmp_path / "demo", RECIPE, overwrite=False)
-    with pytest.raises(UsageError, match="other numbers"):
+    with pytest.raises(UsageError, match="with other options"):
         demo.open_folder(tmp_path / "demo", replace(RECIPE, seed=1), overwrite=False)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/file").touch()
-    with pytest.raises(UsageError, match="holds no demo"):
+    with pytest.raises(UsageError, match="was not made by `pmvis demo`"):
         demo.open_folder(tmp_path / "mine", RECIPE, overwrite=True)
     assert (tmp_path / "mine/file").exists()

@@ -14,7 +14,15 @@ from pmvis_core import doctor
 def test_the_table_names_every_operation(pmvis: Callable[..., Any]) -> None:
     outcome = pmvis("doctor")
     assert outcome.code == 0
-    for word in ("python", "torch", "deformable_attention", "masks", "opencv"):
+    for word in (
+        "python",
+        "torch",
+        "deformable_attention",
+        "masks",
+        "evaluator",
+        "COCO reader",
+        "opencv",
+    ):
         assert word in outcome.out
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,11 +90,45 @@ def test_sweep(pmvis: Run, tracks_file: Run) -> None:
     done = pmvis("filter", source, "--sweep", "--topk", "0:2", "--pscore", "0,.5,1", "--json")
     cells = json.loads(done.out)["cells"]
     assert len(cells) == 9
-    assert cells[0] == {"topk": 0, "pscore": 0.0, "tracks": 12, "videos": 3, "categories": 2}
-    assert cells[4] == {"topk": 1, "pscore": 0.5, "tracks": 3, "videos": 3, "categories": 1}
+    heads = ("topk", "pscore", "quality", "tracks", "videos", "categories")
+    rows = [tuple(cell[head] for head in heads) for cell in cells]
+    assert rows[0] == (0, 0.0, 0.0, 12, 3, 2)
+    assert rows[4] == (1, 0.5, 0.0, 3, 3, 1)
     assert cells[2]["videos"] == 0
     table = pmvis("filter", source, "--sweep", "--topk", "0:2", "--pscore", "0,.5,1").out
     assert len([line for line in table.splitlines() if line.startswith("│")]) == 9
+
+
+def test_quality_needs_what_refine_measures(pmvis: Run, tracks_file: Run, tmp_path: Path) -> None:
+    out, source = tmp_path / "x.jsonl", tracks_file(videos=1)
+    for sweep in ([], ["--sweep"]):
+        done = pmvis("filter", source, "--quality", 0.5, "-o", out, *sweep)
+        assert done.code == 3
+        assert "video 1 `clip1`: track 1 has no quality to filter by" in done.err
+        assert "`pmvis refine` measures it" in done.err
+    assert not out.exists()
+
+
+def test_quality(pmvis: Run, tracks_file: Run, tmp_path: Path) -> None:
+    from pmvis_core.tracks_io import TracksWriter
+
+    source, measured = read_tracks(tracks_file(videos=1)), tmp_path / "measured.jsonl"
+    with TracksWriter(measured, source.header) as file:
+        for video in source:
+            rows = zip(video.tracks, (0.2, 0.5, 0.8, 0.9), strict=True)
+            file.write(video.with_tracks(tuple(replace(t, quality=q) for t, q in rows)))
+    out, why = tmp_path / "x.jsonl", tmp_path / "why.jsonl"
+    words = ["--quality", 0.5, "--topk", 2, "--explain", why, "-o", out]
+    assert pmvis("filter", measured, *words).code == 0
+    assert ids(out) == [[2, 3]]
+    assert read_tracks(out).header.lineage[-1]["quality"] == 0.5
+    reasons = [json.loads(line) for line in why.read_text().splitlines()]
+    assert [(row["rule"], row["reason"]) for row in reasons] == [
+        ("quality", "quality 0.2 is below 0.5"),
+        ("topk", "2 better tracks are kept already"),
+    ]
+    done = pmvis("filter", measured, "--sweep", "--quality", "0:1:.5", "--json")
+    assert [cell["tracks"] for cell in json.loads(done.out)["cells"]] == [4, 3, 0]
 
 
 def test_fail_empty(pmvis: Run, tracks_file: Run, tmp_path: Path) -> None:
@@ -111,6 +146,8 @@ def test_fail_empty(pmvis: Run, tracks_file: Run, tmp_path: Path) -> None:
         (["--pscore", "0,.1"], "add `--sweep`"),
         (["--topk", "-1"], "expected 0 (keep all) or more"),
         (["--pscore", "1.5"], "expected a number from 0 to 1"),
+        (["--quality", "0,.5"], "add `--sweep`"),
+        (["--quality", "-.1"], "quality is -0.1, expected a number from 0 to 1"),
         (["--pscore", "high"], "--pscore is `high`"),
         (["--json"], "`--json` is for `--sweep`"),
     ],

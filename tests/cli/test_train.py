@@ -84,6 +84,13 @@ def test_a_dry_run_as_json(image: Run, video: Run, tmp_path: Path) -> None:
         "mask": ["class", "box", "re-id", "mask"],
         "box": ["class", "box", "re-id", "BoxInst"],
     }
+    assert losses(image(*out, "--box-loss-all")) == {
+        "mask": ["class", "box", "re-id", "mask", "BoxInst"],
+        "box": ["class", "box", "re-id", "BoxInst"],
+    }
+    alike = ["class", "box", "re-id", "BoxInst"]
+    found = losses(image(*out, "--no-mask-loss", "--box-loss-all"))
+    assert found == {"mask": alike, "box": alike}
     assert losses(video(*out))["mask"][3:] == ["mask"]
     assert losses(video(*out, "--no-mask-loss"))["mask"][3:] == []
     assert json.loads(video(*out).out)["ledger"]["human"]["video_labels"] > 0
@@ -113,14 +120,15 @@ def test_settings_and_where_they_come_from(
 
 
 def test_the_published_mistakes_are_made_on_request_only(image: Run, tmp_path: Path) -> None:
-    orders = []
+    mistakes = []
     for flags in ((), ("--reference-quirks",)):
         done = image(*flags, "--print-config", "-o", tmp_path / "run")
         assert done.code == 0, done.err
         values = tomllib.loads(done.out)
         config = override(RunConfig(), {"train": values["train"]}, "test")
-        orders.append(ImageStage(tmp_path).criterion(config, 0).boxinst.channel_order)
-    assert orders == ["rgb", "bgr"]
+        criterion = ImageStage(tmp_path).criterion(config, 0)
+        mistakes.append((criterion.boxinst.channel_order, criterion.misplaced_boxes))
+    assert mistakes == [("rgb", False), ("bgr", True)]
 
 
 def test_a_run_folder_and_what_happens_to_it_the_second_time(image: Run, tmp_path: Path) -> None:
@@ -193,3 +201,63 @@ def test_errors_as_json(image: Run, tmp_path: Path) -> None:
         "code": 2,
     }
     assert done.err == ""
+
+
+def test_options_of_the_engine_are_settings(image: Run, tmp_path: Path) -> None:
+    flags = ("--accumulate", "2", "--precision", "bfloat16", "--checkpoint-activations")
+    done = image(*flags, "--compile", "--print-config", "-o", tmp_path / "run")
+    assert done.code == 0, done.err
+    train = tomllib.loads(done.out)["train"]
+    names = ("accumulate", "precision", "checkpoint_activations", "compile", "normaliser")
+    assert [train[name] for name in names] == [2, "bfloat16", True, True, "batch"]
+    wrong = image("--precision", "half", "-o", tmp_path / "run")
+    assert (wrong.code, "expected one of float32, bfloat16" in wrong.err) == (2, True)
+
+
+def test_a_scaled_schedule_says_so(image: Run, tmp_path: Path) -> None:
+    words = ("--scale-schedule", "--print-config", "-o", tmp_path / "run")
+    done = image(*words, "--set", "train.warmup_steps=7")
+    assert done.code == 0, done.err
+    train = tomllib.loads(done.out)["train"]  # two pairs in place of the preset's six
+    assert (train["steps"], train["warmup_steps"]) == (7200, 7)
+    assert train["learning_rate"] == pytest.approx(2e-3 / 3)
+    assert "steps = 7200  # --scale-schedule\n" in done.out
+    assert "warmup_steps = 7  # command line\n" in done.out
+
+
+def test_a_measured_plan(image: Run, tmp_path: Path) -> None:
+    done = image("--measure", "--json", "-o", tmp_path / "run")
+    assert done.code == 0, done.err
+    facts = json.loads(done.out)["estimate"]
+    assert facts["seconds"] > facts["data_seconds"] > 0
+    assert facts["hours"] == pytest.approx(facts["seconds"] * 2400 / 3600)
+    assert facts["activation_bytes"] > 0
+    assert not (tmp_path / "run").exists()
+    assert "M parameters" in image("--measure", "-o", tmp_path / "run").out
+
+
+def test_tensorboard_is_an_extra(
+    image: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    done = image("--steps", "1", "--tensorboard", "-o", tmp_path / "run")
+    assert (done.code, "pmvis[tensorboard]" in done.err) == (4, True)
+
+
+def test_videos_to_validate_on(image: Run, tiny: Path, tmp_path: Path) -> None:
+    out, truth = tmp_path / "run", tiny / "synth/videos/valid.json"
+    words = ("--steps", "2", "--set", "train.log_every=1", "-o", out)
+    plan = image("--val", truth, "--dry-run", *words)
+    assert "AP on 2 videos every 500 steps" in " ".join(plan.out.split())
+    done = image("--val", truth, "--val-every", "1", *words)
+    assert done.code == 0, done.err
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "val_AP" in line] == [1, 2]
+    assert "val_AP" in json.loads((out / "run.json").read_text())["best"]
+    before = (out / "model.safetensors").read_bytes()
+    for wrong, code in ((tmp_path / "none.json", 3), (tiny / "maps/train_image.json", 3)):
+        refused = image("--val", wrong, *words, "--overwrite", "--seed", "1")
+        assert (refused.code, wrong.name in refused.err) == (code, True), refused.err
+    alone = image("--val-every", "1", *words)
+    assert (alone.code, "`--val-every` is for `--val`" in alone.err) == (2, True)
+    assert (out / "model.safetensors").read_bytes() == before

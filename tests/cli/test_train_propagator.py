@@ -18,7 +18,9 @@ Run = Callable[..., Any]
 SMALL = "--crop 49 --set clip.frames=3 --set clip.least_area=600 --set train.clips_per_batch=1"
 
 
-def test_a_run_by_a_real_process_and_its_folder(shell: Run, tiny: Path, tmp_path: Path) -> None:
+def test_a_run_by_a_real_process_and_its_folder(
+    shell: Run, pmvis: Run, tiny: Path, tmp_path: Path
+) -> None:
     words = f"pmvis train-propagator --data {tiny}/maps/train_image.json {SMALL} --device cpu"
     done = shell(f"{words} --steps 2 --set train.log_every=1 --json -o run", timeout=120)
     assert done.code == 0, done.err
@@ -26,7 +28,7 @@ def test_a_run_by_a_real_process_and_its_folder(shell: Run, tiny: Path, tmp_path
     assert re.search(r"\d+ of \d+ images have boxes only: left out", done.err)
     assert "wrote run" in done.err
     run = tmp_path / "run"
-    names = ["config.toml", "metrics.jsonl", "model.safetensors", "run.json"]
+    names = ["config.toml", "losses.png", "metrics.jsonl", "model.safetensors", "run.json"]
     assert sorted(path.name for path in run.iterdir()) == names
     config = read_toml(run / "config.toml")
     assert (config["variant"], config["clip"]["crop"], config["train"]["steps"]) == (
@@ -41,7 +43,7 @@ def test_a_run_by_a_real_process_and_its_folder(shell: Run, tiny: Path, tmp_path
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert {"loss", "loss_frames", "gradient_norm", "learning_rate", "step"} <= lines[0].keys()
     assert read_deaot(run).variant == "deaott"
-    further = shell(f"{words} --steps 1 --init run -o further", timeout=120)
+    further = pmvis(*words.split()[1:], "--steps", 1, "--init", run, "-o", tmp_path / "further")
     assert further.code == 0, further.err
 
 

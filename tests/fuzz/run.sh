@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Fuzzes the C++ readers under the address and undefined-behaviour sanitizers: `run.sh [TARGET...]`
-# with targets rle, masks, eval. With clang it is libFuzzer's work, otherwise driver.cpp's. RUNS,
+# with targets rle, masks, eval, coco. With clang it is libFuzzer's work, otherwise driver.cpp's. RUNS,
 # SECONDS_EACH and SEED change the defaults. Ends with an error on the first finding.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -37,7 +37,7 @@ compile() {
 }
 
 targets=("$@")
-[[ $# -gt 0 ]] || targets=(rle masks eval)
+[[ $# -gt 0 ]] || targets=(rle masks eval coco)
 for name in "${targets[@]}"; do
   case $name in
     rle) compile rle rle_avx2 ;;
@@ -46,7 +46,8 @@ for name in "${targets[@]}"; do
       compile rle rle_avx2 polygons \
         vis_curves vis_eval vis_group vis_masks vis_match vis_overlap vis_runs vis_tracks
       ;;
-    *) echo "unknown target $name: rle, masks or eval" >&2; exit 2 ;;
+    coco) compile coco_index ;;
+    *) echo "unknown target $name: rle, masks, eval or coco" >&2; exit 2 ;;
   esac
   "$compiler" "${flags[@]}" "${engine[@]}" "tests/fuzz/fuzz_$name.cpp" "${objects[@]}" \
     -o "$out/fuzz_$name"

@@ -1,0 +1,199 @@
+"""Broken samples: which others are drawn in their place, what is told, and when training stops."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import logging
+import struct
+from collections import Counter
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from pmvis_core.data.augment import SMALL_FRAMES
+from pmvis_core.data.datasets import CocoImages, PseudoVideos, image_mixture
+from pmvis_core.data.spares import NAMED, SKIP, BrokenSamples, on_error_of
+from pmvis_core.data.streams import Ledger, Mixture, batches, prefetch
+from pmvis_core.errors import DataError, UsageError
+from pmvis_core.types import Category, VideoTracks
+from pmvis_core.video.frames import read_image
+from tests.test_datasets import CATEGORIES, info, rectangle, track, write_image, write_videos
+
+
+class Shelf:
+    """A source some of whose items are broken."""
+
+    categories: tuple[Category, ...] = ()
+
+    def __init__(self, length: int, broken: set[int], name: str = "") -> None:
+        """Hold ``length`` items."""
+        self.length, self.broken, self.name = length, broken, name
+
+    def __len__(self) -> int:
+        """Return the number of items."""
+        return self.length
+
+    def sample(self, index: int, rng: np.random.Generator) -> tuple[str, int, float]:
+        """Return the item and a random number."""
+        if index in self.broken:
+            raise DataError(f"item {index} is broken")
+        return self.name, index, float(rng.random())
+
+    def ledger(self) -> Ledger:
+        """Return nothing of interest."""
+        return {"items": Counter(images=self.length)}
+
+
+def shelves() -> Mixture[tuple[str, int, float]]:
+    return Mixture([Shelf(40, {3, 17}, "a"), Shelf(60, {5, 6, 40}, "b")], [1, 2])
+
+
+def drawn(threads: int, start: int = 0, steps: int = 60) -> list[list[tuple[str, int, float]]]:
+    stream = batches(shelves(), 4, 1, start_step=start, threads=threads, broken=BrokenSamples())
+    return list(itertools.islice(prefetch(stream), steps))
+
+
+def test_spares_depend_on_neither_workers_nor_resumption() -> None:
+    whole = drawn(0)
+    assert drawn(3) == whole
+    assert drawn(2, 20, 40) == whole[20:]
+    items = [item for batch in whole for item in batch]
+    assert not {("a", 3), ("a", 17), ("b", 5)} & {item[:2] for item in items}
+
+
+def test_a_spare_comes_from_the_same_source_and_the_rest_stays() -> None:
+    sound = Mixture([Shelf(40, set(), "a"), Shelf(60, set(), "b")], [1, 2])
+    expected = [x for batch in itertools.islice(batches(sound, 4, 1), 60) for x in batch]
+    found = [x for batch in drawn(0) for x in batch]
+    assert [x[0] for x in found] == [x[0] for x in expected]
+    changed = [old[:2] for old, new in zip(expected, found, strict=True) if old != new]
+    assert changed
+    assert set(changed) <= {("a", 3), ("a", 17), ("b", 5), ("b", 6), ("b", 40)}
+
+
+def test_processes_share_what_one_draws_alone() -> None:
+    alone = drawn(0, steps=5)
+    parts = [
+        list(itertools.islice(batches(shelves(), 2, 1, rank, 2, broken=BrokenSamples()), 5))
+        for rank in range(2)
+    ]
+    assert [a + b for a, b in zip(*parts, strict=True)] == alone
+
+
+def test_what_is_skipped_is_named_counted_and_summed_up(caplog: pytest.LogCaptureFixture) -> None:
+    broken = BrokenSamples()
+    with caplog.at_level(logging.WARNING):
+        stream = batches(Shelf(200, set(range(0, 200, 20))), 4, 0, broken=broken)
+        list(itertools.islice(stream, 100))
+        by_step = [broken.taken(step) for step in range(100)]
+        assert broken.taken(0) == 0
+        broken.tell()
+    assert sum(by_step) == broken.skipped >= 20
+    assert broken.drawn == 400 + broken.skipped
+    named = [line for line in caplog.messages if "skipped, another is drawn: item" in line]
+    assert len(named) == NAMED
+    assert f"{broken.skipped} of {broken.drawn} samples could not be made" in caplog.messages[-1]
+    assert "(10 different faults)" in caplog.messages[-1]
+
+
+def test_silence_where_nothing_is_broken(caplog: pytest.LogCaptureFixture) -> None:
+    broken = BrokenSamples()
+    list(itertools.islice(batches(Shelf(9, set()), 4, 0, broken=broken), 5))
+    broken.tell()
+    assert (broken.drawn, broken.skipped, caplog.messages) == (20, 0, [])
+
+
+def test_a_storm_of_five_percent_goes_through_and_one_of_a_fifth_stops() -> None:
+    for seed in range(20):
+        broken = BrokenSamples()
+        stream = batches(Shelf(400, set(range(20))), 2, seed, broken=broken)
+        list(itertools.islice(stream, 500))
+    with pytest.raises(DataError, match=r"\d+ of the \d+ samples drawn so far could not be made"):
+        stream = batches(Shelf(400, set(range(80))), 2, 0, broken=BrokenSamples())
+        list(itertools.islice(stream, 1000))
+    with pytest.raises(DataError, match=r"item .* is broken"):
+        next(batches(Shelf(4, set(range(4))), 2, 0, broken=BrokenSamples()))
+
+
+def test_without_the_policy_the_first_one_stops() -> None:
+    with pytest.raises(DataError, match="is broken"):
+        list(itertools.islice(batches(Shelf(10, {4}), 2, 0), 20))
+    assert on_error_of("stop") == "stop"
+    with pytest.raises(UsageError, match=r"`train\.on_error` is `skipp`"):
+        on_error_of("skipp")
+
+
+def many_stills(folder: Path, number: int) -> Path:
+    """Write a COCO file of small images with a box each."""
+    rows = [{"image_id": i, "category_id": 7, "bbox": [5, 6, 20, 22]} for i in range(1, number + 1)]
+    images = []
+    for i in range(1, number + 1):
+        write_image(folder / f"images/{i}.png", i)
+        images.append({"id": i, "file_name": f"images/{i}.png", "height": 40, "width": 60})
+    path = folder / "train_image.json"
+    numbered = [{"id": row["image_id"], **row} for row in rows]
+    data = {"categories": CATEGORIES, "images": images, "annotations": numbered}
+    path.write_text(json.dumps(data))
+    return path
+
+
+def test_missing_images_are_told_and_skipped_while_they_are_few(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = many_stills(tmp_path, 20)
+    (tmp_path / "images/3.png").unlink()
+    (tmp_path / "images/4.png").write_bytes(b"\x89PNG no image")
+    with pytest.raises(DataError, match="1 of 20 training images are missing"):
+        CocoImages(path, None, SMALL_FRAMES)
+    with caplog.at_level(logging.WARNING):
+        stills = CocoImages(path, None, SMALL_FRAMES, on_error=SKIP)
+    assert "1 of 20 training images are missing" in caplog.messages[0]
+    broken = BrokenSamples()
+    list(itertools.islice(batches(image_mixture(stills), 4, 0, broken=broken), 20))
+    assert broken.skipped >= 8  # each is drawn in every one of four epochs
+    for number in range(5, 8):
+        (tmp_path / f"images/{number}.png").unlink()
+    with pytest.raises(DataError, match="4 of 20 training images are missing"):
+        CocoImages(path, None, SMALL_FRAMES, on_error=SKIP)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".bmp", ".tif"])
+def test_whatever_is_wrong_with_an_image_can_be_skipped(tmp_path: Path, suffix: str) -> None:
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    sound = cv2.imencode(suffix, pixels)[1].tobytes()
+    path = tmp_path / f"x{suffix}"
+    heads = [(100_000, 100_000), (2**31 - 1, 5), (0, 0)] if suffix == ".png" else []
+    spoilt = [sound[:16] + struct.pack(">II", *size) + sound[24:] for size in heads]
+    for _ in range(150):
+        data = bytearray(sound)
+        for _ in range(int(generator.integers(1, 5))):
+            data[generator.integers(len(data))] = generator.integers(256)
+        spoilt.append(bytes(data))
+    for content in spoilt:
+        path.write_bytes(content)
+        with contextlib.suppress(DataError):  # any other error would end a run
+            assert read_image(path).dtype == np.uint8
+
+
+def test_videos_without_frames_are_skipped_while_they_are_few(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rles = [rectangle(1, 1, 20, 20)] * 2
+    clips = [VideoTracks(info(n, 2), (track(1, rles),)) for n in range(1, 13)]
+    path = write_videos(tmp_path, clips)
+    for t in range(2):
+        (tmp_path / f"v3/{t}.png").unlink()
+    with pytest.raises(DataError, match="frames of video 3 `v3` not found"):
+        PseudoVideos(path, None, SMALL_FRAMES)
+    with caplog.at_level(logging.WARNING):
+        videos = PseudoVideos(path, None, SMALL_FRAMES, on_error=SKIP)
+    assert "1 of 12 videos are without their frames" in caplog.messages[0]
+    assert len(videos) == 12
+    broken = BrokenSamples()
+    list(itertools.islice(batches(videos, 4, 0, broken=broken), 6))
+    assert broken.skipped >= 2
