@@ -339,7 +339,8 @@ def run(
     console.quiet |= not is_first()  # of those that torchrun started
     device = find_device(job.device)
     if workers is None:
-        workers = usual_workers(device, job.processes)
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", job.processes))  # torchrun's
+        workers = usual_workers(device, here)
     job = replace(job, device=str(device), workers=workers)
     if dry_run:
         facts = plan(job)

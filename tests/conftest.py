@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -16,3 +17,9 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("reference material (../shared) is absent")
     return folder
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C reach the processes of the tests, also where a shell runs pytest behind itself."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
