@@ -10,10 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pmvis_core.submission.report import FAULT, WARNING, Kind, counted
-
-EXAMPLES_KEPT = 5
-"""Examples that a report keeps of each kind."""
+from pmvis_core.submission.report import (
+    EXAMPLES_KEPT,
+    FAULT,
+    WARNING,
+    Counted,
+    Kind,
+    Verdict,
+    counted,
+)
 
 _KINDS = (
     Kind(
@@ -115,15 +120,9 @@ KINDS: dict[str, Kind] = {kind.name: kind for kind in _KINDS}
 
 
 @dataclass
-class Finding:
+class Finding(Counted):
     """All that was found of one kind."""
 
-    kind: Kind
-    """What is wrong."""
-    severity: str
-    """That of the kind; under ``strict`` always `FAULT`."""
-    count: int = 0
-    """How many of the kind's unit have it."""
     examples: list[str] = field(default_factory=list)
     """The first `EXAMPLES_KEPT`: the place, and what was found there."""
 
@@ -162,7 +161,7 @@ class Notes:
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Verdict):
     """What is wrong with a data set."""
 
     name: str
@@ -172,30 +171,12 @@ class Report:
     findings: tuple[Finding, ...]
     """One a kind, in the order of `KINDS`."""
 
-    @property
-    def sound(self) -> bool:
-        """Whether there is no fault; warnings are allowed."""
-        return not self.kinds(FAULT)
-
-    def kinds(self, severity: str) -> int:
-        """Return how many kinds of faults (or warnings) there are."""
-        return sum(finding.severity == severity for finding in self.findings)
-
     def as_json(self) -> dict[str, Any]:
         """Return it as one JSON object."""
         return {
             "sound": self.sound,
             **{f"{name}s": count for name, count in self.counts.items()},
             "findings": [
-                {
-                    "kind": finding.kind.name,
-                    "severity": finding.severity,
-                    "what": finding.kind.what,
-                    "fix": finding.kind.fix,
-                    "unit": finding.kind.unit,
-                    "count": finding.count,
-                    "examples": finding.examples,
-                }
-                for finding in self.findings
+                {**finding.facts(), "examples": finding.examples} for finding in self.findings
             ],
         }

@@ -199,8 +199,8 @@ class Example:
 
 
 @dataclass
-class Finding:
-    """All that was found of one kind."""
+class Counted:
+    """A kind, and how often it was found."""
 
     kind: Kind
     """What is wrong."""
@@ -208,6 +208,23 @@ class Finding:
     """That of the kind; under ``strict`` always `FAULT`."""
     count: int = 0
     """How many of the kind's unit have it."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a JSON report says of it, but for where it was found."""
+        return {
+            "kind": self.kind.name,
+            "severity": self.severity,
+            "what": self.kind.what,
+            "fix": self.kind.fix,
+            "unit": self.kind.unit,
+            "count": self.count,
+        }
+
+
+@dataclass
+class Finding(Counted):
+    """All that was found of one kind."""
+
     videos: set[int] = field(default_factory=set)
     """Ids of the videos concerned."""
     examples: list[Example] = field(default_factory=list)
@@ -232,8 +249,23 @@ class Finding:
         return text
 
 
+class Verdict:
+    """What follows from findings alone."""
+
+    findings: tuple[Counted, ...]
+
+    @property
+    def sound(self) -> bool:
+        """Whether there is no fault; warnings are allowed."""
+        return not self.kinds(FAULT)
+
+    def kinds(self, severity: str) -> int:
+        """Return how many kinds of faults (or warnings) there are."""
+        return sum(finding.severity == severity for finding in self.findings)
+
+
 @dataclass(frozen=True)
-class Report:
+class Report(Verdict):
     """What is wrong with a submission."""
 
     name: str
@@ -251,15 +283,6 @@ class Report:
     findings: tuple[Finding, ...]
     """One a kind, in the order of `KINDS`."""
 
-    @property
-    def sound(self) -> bool:
-        """Whether there is no fault; warnings are allowed."""
-        return not self.kinds(FAULT)
-
-    def kinds(self, severity: str) -> int:
-        """Return how many kinds of faults (or warnings) there are."""
-        return sum(finding.severity == severity for finding in self.findings)
-
     def as_json(self) -> dict[str, Any]:
         """Return it as one JSON object; places in a file are null where they do not apply."""
         return {
@@ -269,12 +292,7 @@ class Report:
             "masks": self.masks,
             "findings": [
                 {
-                    "kind": finding.kind.name,
-                    "severity": finding.severity,
-                    "what": finding.kind.what,
-                    "fix": finding.kind.fix,
-                    "unit": finding.kind.unit,
-                    "count": finding.count,
+                    **finding.facts(),
                     "videos": len(finding.videos),
                     "examples": [asdict(example) for example in finding.examples],
                 }
