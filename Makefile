@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PMVIS := $(BIN)/pmvis
-NATIVE := CMakeLists.txt $(wildcard csrc/*)
+NATIVE := CMakeLists.txt $(shell find csrc -type f)
 
 .PHONY: help demo test lint bench builds fuzz sanitize clean
 help:  ## List the targets

@@ -307,6 +307,10 @@ def _from_bug(error: Exception) -> PmvisError:
 def _flushed(code: int) -> int:
     """Flush stdout; if nobody reads it any more, leave quietly with the pipe's exit code."""
     try:
+        sys.stderr.flush()
+    except OSError:  # that nobody reads what was said is no failure
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+    try:
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

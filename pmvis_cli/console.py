@@ -16,6 +16,7 @@ import stat
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -79,7 +80,11 @@ class Console:
             force_terminal=stream.isatty() and "NO_COLOR" not in os.environ,
             width=None if stream.isatty() else REPORT_WIDTH,
         ).print(table)
-        stream.write("\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n")
+        drawn = "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
+        if not stdout:
+            _mutter(drawn)
+            return
+        stream.write(drawn)
         stream.flush()
 
     def emit_json(self, value: Any) -> None:
@@ -120,9 +125,16 @@ class Console:
         from rich.console import Console as RichConsole
         from rich.text import Text
 
-        console = self._bar.console if self._bar is not None else RichConsole(stderr=True)
         parts = [(label, style), (" ", "")] if label else []
-        console.print(Text.assemble(*parts, (text, "")), soft_wrap=True)
+        line = Text.assemble(*parts, (text, ""))
+        if self._bar is not None:
+            self._bar.console.print(line, soft_wrap=True)
+            return
+        # Rich itself would end the process and take stdout with it.
+        rendered = io.StringIO()
+        coloured = sys.stderr.isatty() or None
+        RichConsole(file=rendered, force_terminal=coloured).print(line, soft_wrap=True)
+        _mutter(rendered.getvalue())
 
     def _with_bar(self, items: Iterable[T], what: str, total: int | None) -> Iterator[T]:
         """Draw one bar; a loop within a loop adds a line to the same display."""
@@ -199,6 +211,13 @@ class WarningCounter(logging.Handler):
             return
         shown.add(text)
         self.console.warn(text)
+
+
+def _mutter(text: str) -> None:
+    """Write to stderr; that nobody reads it, or that a log's disk is full, ends no work."""
+    with suppress(OSError):
+        sys.stderr.write(text)
+        sys.stderr.flush()
 
 
 def _remaining(done: int, total: int | None, elapsed_s: float) -> str:

@@ -16,7 +16,10 @@ def table(
         list[Path], typer.Argument(metavar="FOLDER...", help="A folder a seed, of metrics files.")
     ],
     paper: Annotated[
-        str, typer.Option("--paper", metavar="2|3|tau|5|6", help="Lay it out as this table.")
+        str,
+        typer.Option(
+            "--paper", metavar="2|3|tau|5|6|dropped|rounds", help="Lay it out as this table."
+        ),
     ] = "",
     rows: Annotated[
         list[str] | None,

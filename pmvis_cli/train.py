@@ -125,7 +125,7 @@ def train_image(
     _refuse_unlearnt_masks(mask_loss or box_loss or box_loss_all, init)
     stage = ImageStage(data, images, box_loss, freeze_mask_head, mask_loss, box_loss_all)
     job = TrainJob(stage, resolved, output, seed, init, init_backbone, device, processes)
-    validation = _validation(val, val_frames, val_every)
+    validation = validation_of(val, val_frames, val_every)
     job = replace(job, tensorboard=tensorboard, validation=validation)
     run(job, overwrite, dry_run or measure, json, workers, measure)
 
@@ -194,13 +194,21 @@ def train_video(
     resolved = resolve(chosen, config, settings, steps, print_config, scale_schedule)
     stage = VideoStage(pseudo, frames, mask_loss, box_loss, data, images, checked_dropped(dropped))
     job = TrainJob(stage, resolved, output, seed, init, None, device, processes)
-    validation = _validation(val, val_frames, val_every)
+    validation = validation_of(val, val_frames, val_every)
     job = replace(job, tensorboard=tensorboard, validation=validation)
     run(job, overwrite, dry_run or measure, json, workers, measure)
 
 
-def _validation(truth: Path | None, frames: Path | None, every: int | None) -> Validation | None:
+def validation_of(
+    truth: Path | None, frames: Path | None, every: int | None, place: str = "--val-frames"
+) -> Validation | None:
     """Return what `--val` and its companions say.
+
+    Args:
+        truth: `--val`.
+        frames: where its frames or images lie.
+        every: `--val-every`.
+        place: the option of ``frames``.
 
     Raises:
         UsageError: a companion is alone.
@@ -210,7 +218,7 @@ def _validation(truth: Path | None, frames: Path | None, every: int | None) -> V
 
     if truth is not None:
         return Validation(truth, frames, every)
-    for name, value in (("--val-frames", frames), ("--val-every", every)):
+    for name, value in ((place, frames), ("--val-every", every)):
         if value is not None:
             raise UsageError(f"`{name}` is for `--val`, which is missing", "give `--val JSON`")
     return None

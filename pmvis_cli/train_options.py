@@ -50,7 +50,7 @@ OnError = Annotated[
     str | None,
     typer.Option(
         metavar="skip|stop",
-        help="Broken images: skip and count them, up to a tenth, or stop. Same as --set "
+        help="Broken images: skip and name them, up to a tenth, or stop. Same as --set "
         "train.on_error=...",
     ),
 ]
@@ -162,6 +162,19 @@ Val = Annotated[
 ValFrames = Annotated[
     Path | None,
     typer.Option(metavar="PATH", help="Where the frames of `--val` lie, if not beside it."),
+]
+ValStills = Annotated[
+    Path | None,
+    typer.Option(
+        "--val",
+        metavar="JSON",
+        help="Held-out stills with masks (COCO instances) to measure J on, on clips made of them: "
+        "best.safetensors is then the step of the highest J. What is learnt stays the same.",
+    ),
+]
+ValImages = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Where the images of `--val` lie; default: as the JSON says."),
 ]
 ValEvery = Annotated[
     int | None,

@@ -9,7 +9,7 @@ import typer
 
 from pmvis_cli.console import get_console
 from pmvis_cli.options import Device, JsonFlag, Overwrite, Seed, Settings
-from pmvis_cli.train import resolve
+from pmvis_cli.train import resolve, validation_of
 from pmvis_cli.train_options import (
     Accumulate,
     ConfigFile,
@@ -19,6 +19,9 @@ from pmvis_cli.train_options import (
     RunFolder,
     Steps,
     TensorBoard,
+    ValEvery,
+    ValImages,
+    ValStills,
 )
 
 
@@ -51,6 +54,9 @@ def train_propagator(
     processes: Processes = 1,
     accumulate: Accumulate = None,
     tensorboard: TensorBoard = False,
+    val: ValStills = None,
+    val_images: ValImages = None,
+    val_every: ValEvery = None,
     overwrite: Overwrite = False,
     print_config: PrintConfig = False,
     json: JsonFlag = False,
@@ -64,20 +70,25 @@ def train_propagator(
       pmvis train-propagator --data maps/train_image.json --init mobilenet_v2.pth -o runs/deaot
       pmvis train-propagator --data train.json --crop 193 --set train.clips_per_batch=2 -o R
       pmvis train-propagator --data train.json --variant r50_deaotl --init r50.pth -o runs/r50
+      pmvis train-propagator --data train.json --val val.json --val-every 2000 -o runs/deaot
 
     Reads: COCO instances with masks and their images.
-    Writes: RUN/ with config.toml, run.json, metrics.jsonl and, last, model.safetensors.
-      The same command again continues an unfinished run.
+    Writes: RUN/ with config.toml, run.json, metrics.jsonl and, last, model.safetensors; with
+      --val also best.safetensors, unless the last weights are the best. The same command again
+      continues an unfinished run.
 
     next: `pmvis refine raw.tracks.jsonl --method deaot --weights RUN --frames videos/`
     """
     from pmvis_core.devices import find_device
+    from pmvis_core.propagator_training.pseudo_clips import StillClips
     from pmvis_core.propagator_training.train import (
         ClipStage,
         PropagatorConfig,
         PropagatorJob,
+        check_job,
         train_propagator,
     )
+    from pmvis_core.propagator_training.validation import check_clips
     from pmvis_core.training.processes import is_first
     from pmvis_core.training.run_folder import clear_run_folder
 
@@ -87,10 +98,14 @@ def train_propagator(
     defaults = PropagatorConfig()
     resolved = resolve(defaults, config, [*(settings or []), *flags], steps, print_config)
     place = str(find_device(device))
+    told = validation_of(val, val_images, val_every, "--val-images")
     job = PropagatorJob(
-        ClipStage(data, images), resolved, output, seed, init, place, processes, tensorboard
+        ClipStage(data, images), resolved, output, seed, init, place, processes, tensorboard, told
     )
     if overwrite and is_first():
+        check_job(job)
+        if told is not None:  # while nothing is lost yet
+            check_clips(StillClips(told.truth, told.frames, resolved.clip), told)
         clear_run_folder(job)
     console = get_console()
     console.quiet |= not is_first()  # of those that torchrun started

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ PRECISIONS = ("float32", "bfloat16")
 """What a network computes in while it is trained."""
 NORMALISERS = ("batch", "process")
 """Whose matched queries a loss is divided by (`training.normalisers`)."""
+ON_ERROR = ("skip", "stop")
+"""What a sample that cannot be made leads to in training (`data.spares`)."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,24 @@ class ModelConfig:
     """Logit of a box's initial width and height, relative to the image."""
     query_grid: tuple[int, ...] = ()
     """(rows, columns) on which reference points start; empty: at random places."""
+
+    def check(self) -> None:
+        """Refuse sizes that do not fit each other.
+
+        Raises:
+            UsageError: they do not.
+        """
+        if self.heads < 1 or self.hidden_dim < 1 or self.hidden_dim % math.lcm(8, self.heads):
+            raise UsageError(
+                f"`model.hidden_dim` is {self.hidden_dim} with `model.heads` = {self.heads}, "
+                "expected a multiple of 8 and of the heads"
+            )
+        if self.query_grid and math.prod(self.query_grid) != self.queries:
+            raise UsageError(
+                f"`model.query_grid` is {list(self.query_grid)} with `model.queries` = "
+                f"{self.queries}, expected rows and columns whose product that is",
+                "`model.query_grid=[]` begins at random places",
+            )
 
 
 @dataclass(frozen=True)
@@ -174,7 +195,8 @@ class TrainConfig:
     seen or not; and frames of a batch behind one without any instance have no boxes."""
     on_error: str = "skip"
     """What a sample that cannot be made does: ``skip``: another is drawn in its place, until more
-    than a tenth are broken, for a run must not end at its ninth hour; ``stop``: training stops."""
+    than a tenth of the files looked at are broken, for a run must not end at its ninth hour;
+    ``stop``: training stops."""
     precision: str = "float32"
     """What the network computes in: float32, or bfloat16 where autocast thinks it safe. Matcher
     and losses always have float32."""
@@ -185,8 +207,8 @@ class TrainConfig:
     """Forget what lies between the layers' ends and compute it again for the gradient: up to one
     more forward pass of time, much less memory, the same result."""
     compile: bool = False
-    """Compile the backbone by `torch.compile`: takes its time at the start, and again for new sizes
-    of frames. Measure with `tests/benchmarks/bench_train.py --compile` whether it pays."""
+    """Compile the backbone by `torch.compile`, before the first step and for frames of any size: a
+    matter of minutes. Measure with `tests/benchmarks/bench_train.py --compile` whether it pays."""
     log_every: int = 50
     """Steps between lines of metrics.jsonl."""
     save_every: int = 1000
@@ -198,13 +220,21 @@ class TrainConfig:
         Raises:
             UsageError: a setting is none of its choices.
         """
-        for name, known in (("precision", PRECISIONS), ("normaliser", NORMALISERS)):
-            value = getattr(self, name)
-            if value not in known:
-                choices = ", ".join(known)
-                raise UsageError(f"`train.{name}` is {value!r}, expected one of {choices}")
+        choices = {"precision": PRECISIONS, "normaliser": NORMALISERS, "on_error": ON_ERROR}
+        for name, known in choices.items():
+            check_choice(f"train.{name}", getattr(self, name), known)
         if self.accumulate < 1:
             raise UsageError(f"`train.accumulate` is {self.accumulate}, expected 1 or more")
+
+
+def check_choice(name: str, value: str, known: Collection[str]) -> None:
+    """Refuse a setting that is none of its choices.
+
+    Raises:
+        UsageError: see there.
+    """
+    if value not in known:
+        raise UsageError(f"`{name}` is {value!r}, expected one of {', '.join(known)}")
 
 
 def scaled_schedule(

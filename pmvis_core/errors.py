@@ -1,8 +1,8 @@
 """One exception type for everything a user can mend, with the exit code the shell will see.
 
 Exit codes: 0 done, 1 the question's answer is no, 2 usage, 3 bad input data, 4 missing resource,
-70 a bug of ours, 130 interrupted, 141 broken pipe. `pmvis_cli.app` renders these errors; nothing
-else prints them.
+70 a bug of ours, 130 interrupted, 141 broken pipe, 143 ended by SIGTERM. `pmvis_cli.app` renders
+these errors; nothing else prints them.
 """
 
 from __future__ import annotations
@@ -42,3 +42,9 @@ class ResourceError(PmvisError):
     """Weights, a GPU, a native library or a program is missing or does not fit."""
 
     exit_code = 4
+
+
+class Terminated(PmvisError):
+    """SIGTERM asked a run to end, and what it had done is saved."""
+
+    exit_code = 143

@@ -21,11 +21,11 @@ import pmvis_core
 from pmvis_core.types import RLE, Box
 
 MASKS_VERSION = 1
-"""Of the functions of ``_masks.so``; csrc/masks.cpp names the same."""
+"""Of the functions of ``_masks.so``; csrc/masks/module.cpp names the same."""
 
 
 class MaskLibrary(Protocol):
-    """The functions of ``_masks.so`` (csrc/masks.cpp); `masks` is their caller.
+    """The functions of ``_masks.so`` (csrc/masks/module.cpp); `masks` is their caller.
 
     Each takes what is usual (plain dicts with whole sizes, lists or tuples of them, uint8 or bool
     arrays) and returns None for everything else, malformed or not: the caller then asks
@@ -118,10 +118,11 @@ def find_library(name: str) -> tuple[Path | None, str]:
 
 
 def find_kernels() -> Path | None:
-    """Return the folder with the text of the GPU kernels (``*.cuh``), or None."""
+    """Return the folder below which the text of the GPU kernels (``*.cuh``) lies, or None."""
     folders = [Path(folder) / "kernels" for folder in pmvis_core.__path__]
     folders += [Path(folder).parent / "csrc" for folder in pmvis_core.__path__]
-    return next((folder for folder in folders if (folder / "device.cuh").is_file()), None)
+    shared = "ops/common/device.cuh"
+    return next((folder for folder in folders if (folder / shared).is_file()), None)
 
 
 def mask_library() -> MaskLibrary | None:

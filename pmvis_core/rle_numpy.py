@@ -78,7 +78,7 @@ def intersections(first: Sequence[bytes], second: Sequence[bytes], height: int, 
 
 
 def polygon(xy: Sequence[float], height: int, width: int) -> str:
-    """Return the mask of one closed polygon by COCO's rule, which csrc/polygons.h states.
+    """Return the mask of one closed polygon by COCO's rule, which csrc/rle/polygons.h states.
 
     Args:
         xy: ``x, y, x, y, ...`` in pixels, each at most `MAX_COORDINATE`.

@@ -1,18 +1,22 @@
 """Self-training: which videos are held out, how consistent a round's labels are, which round wins.
 
 PM-VIS+ labels the unlabelled videos once. Here each new model labels them again, until nothing is
-gained. Without ground truth a round is judged on videos that no round trains on:
+gained. Without ground truth a round is judged on videos that no round trains on, the image model
+(round 0) like every other.
 
-*own* is the mean track IoU of the model's filtered tracks there before and after `refine`, which
-carries each one's best mask to both ends of the video: a model that sees the same in every frame
-scores high. *kept on* compares the model's tracks with the filtered tracks of the model before it:
-pairs of one category, greedily by track IoU, twice the sum of their IoUs over the number of tracks
-of both. A round's *consistency* is the mean of the two.
+A round's *consistency* is the mean quality of its labels there: how far the model's own masks agree
+with those that `refine` propagates from the track's best frame, both ways in time (`mending.
+Mended.quality`). A model that sees the same object in every frame scores high. Every round is asked
+for as many labels as round 0 kept, its best by score, and one that is missing counts 0: so neither
+a model that keeps a few easy objects gains, nor one whose scores have risen. *Kept on*, how far the
+labels are those of the model before, is told beside it and decides nothing: it rises by itself as
+rounds change less and less. Rounds go on while each gains more than the *noise*, the standard error
+of its gain over the best before, by videos; then the highest consistency wins.
 
-The weakness: both measure agreement, not truth. A mistake that is made alike in every frame and by
-both models counts as consistent, and *kept on* rises by itself as rounds change less and less. It
-detects that labels have begun to drift or to vanish; it does not tell a good model from a stubborn
-one. Where a few annotated videos exist, AP on them (``--gt``) is the better judge.
+The weakness: this is agreement, not truth. A mistake that is made alike in every frame counts as
+consistent, and so does a wrong class, for masks alone are compared. It detects that labels have
+begun to drift or to vanish; it does not tell a good model from a stubborn one. Where a few
+annotated videos exist, AP on them (``--gt``) is the better judge.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ import numpy as np
 
 from pmvis_core import masks
 from pmvis_core.files import part_path
+from pmvis_core.filter import FilterRule, filter_tracks
 from pmvis_core.formats.ytvis import open_tracks
 from pmvis_core.tracks_io import TracksWriter
 from pmvis_core.types import Track, VideoTracks
@@ -38,18 +43,73 @@ MODEL_FILE = "model.safetensors"
 
 
 @dataclass(frozen=True)
-class Consistency:
-    """How a round's labels of the held-out videos agree, each in [0, 1]."""
+class Judge:
+    """What all rounds are judged by."""
 
-    own: float
-    """Mean track IoU of a track before and after `refine`."""
-    kept_on: float
-    """Agreement with the tracks of the model before."""
+    held: frozenset[int]
+    """Ids of the videos that no round trains on."""
+    rule: FilterRule
+    """K and overlap, by which a video's labels are chosen."""
+    labels: int
+    """How many labels of the held-out videos count: as many as round 0 keeps there."""
 
-    @property
-    def mean(self) -> float:
-        """Return what rounds are compared by."""
-        return (self.own + self.kept_on) / 2
+    @classmethod
+    def of(cls, kept: Path, share: float, rule: FilterRule) -> Judge:
+        """Hold videos out.
+
+        Args:
+            kept: filtered tracks of round 0.
+            share: of the videos, see `held_out`.
+            rule: see `rule`.
+        """
+        counts = {video.video.id: len(video.tracks) for video in open_tracks(kept)}
+        held = held_out(counts, share)
+        return cls(held, rule, sum(counts[number] for number in held))
+
+    def consistency(self, refined: Path) -> float:
+        """Return the mean quality of a model's best labels of the held-out videos, in [0, 1].
+
+        Args:
+            refined: the model's tracks behind `refine`, which measured their quality. Those that
+                the rule keeps are taken by their score, `labels` of them over all videos; ones
+                that are missing count 0.
+        """
+        return sum(self._shares(refined).values())
+
+    def noise(self, before: Path, refined: Path) -> float:
+        """Return the standard error of the difference of two models' consistency.
+
+        What other held-out videos would have changed: from the differences video by video.
+
+        Args:
+            before: refined tracks of one model.
+            refined: the same of the other.
+        """
+        first, second = self._shares(before), self._shares(refined)
+        differences = [second[number] - share for number, share in first.items()]
+        count = len(differences)
+        return math.sqrt(count * float(np.var(differences, ddof=1))) if count > 1 else 0.0
+
+    def _shares(self, refined: Path) -> dict[int, float]:
+        """Return what each held-out video adds to the consistency."""
+        found: list[tuple[float, float, int]] = []
+        for number, video in _videos(refined, self.held).items():
+            kept = filter_tracks(video, self.rule).kept.tracks
+            found += [(track.score, track.quality or 0.0, number) for track in kept]
+        shares = dict.fromkeys(self.held, 0.0)
+        for _, quality, number in sorted(found, reverse=True)[: self.labels]:
+            shares[number] += quality / self.labels
+        return shares
+
+    def agreement(self, before: Path, kept: Path) -> float:
+        """Return how far the labels of the held-out videos, or of all if there are none, are kept.
+
+        Args:
+            before: filtered tracks of one model.
+            kept: the same of the next.
+        """
+        first, second = (_videos(path, self.held) for path in (before, kept))
+        return agreement((first[n].tracks, video.tracks) for n, video in second.items())
 
 
 def held_out(ids: Iterable[int], share: float) -> frozenset[int]:
@@ -63,39 +123,18 @@ def held_out(ids: Iterable[int], share: float) -> frozenset[int]:
     return frozenset(order[: max(0, min(math.ceil(share * len(order)), len(order) - 1))])
 
 
-def write_part(source: Path, target: Path, held: Collection[int]) -> int:
-    """Copy the videos that are not held out; return the number of their tracks."""
-    reader, count = open_tracks(source), 0
+def write_part(source: Path, target: Path, held: Collection[int]) -> None:
+    """Copy the videos that are not held out."""
+    reader = open_tracks(source)
     with TracksWriter(target, reader.header) as out:
         for video in reader:
             if video.video.id not in held:
                 out.write(video)
-                count += len(video.tracks)
-    return count
 
 
-def consistency(raw: Path, kept: Path, before: Path, held: Collection[int]) -> Consistency:
-    """Judge a round by its labels of the held-out videos.
-
-    Args:
-        raw: tracks of the round's model.
-        kept: the same refined and filtered; ids are those of ``raw``.
-        before: refined and filtered tracks of the model before.
-        held: ids of the videos to look at.
-    """
-    mended, earlier = (_videos(path, held) for path in (kept, before))
-    seen = {
-        number: _those_of(video, mended[number]) for number, video in _videos(raw, held).items()
-    }
-    pairs = [
-        masks.track_iou(first.rles, second.rles)
-        for number, tracks in seen.items()
-        for first, second in zip(tracks, _by_id(mended[number].tracks), strict=True)
-    ]
-    return Consistency(
-        own=sum(pairs) / len(pairs) if pairs else 0.0,
-        kept_on=agreement([(tracks, earlier[number].tracks) for number, tracks in seen.items()]),
-    )
+def count_tracks(path: Path) -> int:
+    """Return the number of tracks in a file."""
+    return sum(len(video.tracks) for video in open_tracks(path))
 
 
 def agreement(pairs: Iterable[tuple[Sequence[Track], Sequence[Track]]]) -> float:
@@ -120,13 +159,19 @@ def agreement(pairs: Iterable[tuple[Sequence[Track], Sequence[Track]]]) -> float
 
 
 def best_round(values: Sequence[float]) -> int:
-    """Return the number, from 1, of the round with the highest value; of equals the first."""
-    return 1 + max(range(len(values)), key=lambda i: (values[i], -i))
+    """Return the number, from 0, of the round with the highest value; of equals the first."""
+    return max(range(len(values)), key=lambda i: (values[i], -i))
 
 
-def should_stop(values: Sequence[float]) -> bool:
-    """Tell whether the last of some rounds' values is no better than the best before it."""
-    return len(values) > 1 and values[-1] <= max(values[:-1])
+def should_stop(gains: Sequence[tuple[float, float]], patience: int = 1) -> bool:
+    """Tell whether the last so many rounds brought nothing that stands out of the noise.
+
+    Args:
+        gains: of the rounds from 1 on, each over the best round before it, and its standard error.
+        patience: how many rounds may bring nothing before it is enough.
+    """
+    last = gains[-patience:]
+    return len(last) == patience and all(gain <= noise for gain, noise in last)
 
 
 def adopt(run: Path, folder: Path) -> None:
@@ -136,19 +181,11 @@ def adopt(run: Path, folder: Path) -> None:
             part = part_path(folder / name)
             shutil.copyfile(run / name, part)
             part.replace(folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)
 
 
 def _videos(path: Path, held: Collection[int]) -> Mapping[int, VideoTracks]:
-    """Return the held-out videos of a file by id."""
-    return {video.video.id: video for video in open_tracks(path) if video.video.id in held}
-
-
-def _by_id(tracks: Iterable[Track]) -> list[Track]:
-    """Return tracks in the order of their ids."""
-    return sorted(tracks, key=lambda track: track.id)
-
-
-def _those_of(video: VideoTracks, kept: VideoTracks) -> list[Track]:
-    """Return the tracks, in the order of ids, that are in ``kept`` as well."""
-    ids = {track.id for track in kept.tracks}
-    return _by_id(track for track in video.tracks if track.id in ids)
+    """Return the held-out videos of a file by id; all, where none is held out."""
+    chosen = (video for video in open_tracks(path) if not held or video.video.id in held)
+    return {video.video.id: video for video in chosen}

@@ -255,6 +255,7 @@ class TracksReader:
                 f"{self.name} is empty, expected a tracks file",
                 "if it comes from a pipe, see the messages of the command before",
             )
+        self._begin = len(first[1])
         self.header = header_from_json(
             parse_json(_text(first[1], self.name), f"{self.name}:1"), self.name
         )
@@ -266,11 +267,20 @@ class TracksReader:
             DataError: a line is malformed, a video occurs twice, or the end record is missing
                 or disagrees with the lines before it.
         """
+        return (video for video, _, _ in self.lines())
+
+    def lines(self) -> Iterator[tuple[VideoTracks, int, bytes]]:
+        """Yield each video, where its line begins in bytes (of the unpacked file), and the line.
+
+        Raises:
+            DataError: as iterating does.
+        """
         seen: set[int] = set()
         categories = {category.id for category in self.header.categories}
         count, tracks, digest = 0, 0, hashlib.sha256()
         ended = False
         for number, line in self._lines:
+            begin, self._begin = self._begin, self._begin + len(line)
             where = f"{self.name}:{number}"
             record = parse_json(_text(line, where), where)
             if not isinstance(record, dict):
@@ -295,7 +305,7 @@ class TracksReader:
                 seen.add(video.video.id)
                 count, tracks = count + 1, tracks + len(video.tracks)
                 digest.update(line if line.endswith(b"\n") else line + b"\n")
-                yield video
+                yield video, begin, line
         if not ended:
             raise DataError(
                 f"{self.name} ended after {len(seen)} videos without its end record",

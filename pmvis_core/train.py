@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pmvis_core.allocator import keep_freed_memory
 from pmvis_core.checkpoint import (
     KeyReport,
     Tell,
@@ -29,14 +30,16 @@ from pmvis_core.checkpoint import (
 from pmvis_core.config import TrainConfig
 from pmvis_core.data.datasets import annotation_ledger
 from pmvis_core.data.samples import ImageBatch, KeyReferencePair
-from pmvis_core.data.spares import PLAN, on_error_of
+from pmvis_core.data.spares import on_error_of
 from pmvis_core.losses import SetCriterion
 from pmvis_core.models.idol import IDOL, IdolPredictions, build_idol
 from pmvis_core.progress import Progress, silent
 from pmvis_core.systems.pmvis import RunConfig
+from pmvis_core.training.compiling import compile_backbone
 from pmvis_core.training.learner import Learner, ParameterGroup
 from pmvis_core.training.memory import checkpoint_activations
 from pmvis_core.training.normalisers import divisors_of
+from pmvis_core.training.processes import rank_and_world
 from pmvis_core.training.run_folder import TrainJob
 from pmvis_core.training.run_loop import Steps, seed_torch, share_of_batch, start_run, take_steps
 from pmvis_core.training.validation import Validator
@@ -70,7 +73,7 @@ def _train_process(job: TrainJob, progress: Progress, tell: Tell, device: str) -
     config = job.config
     share = share_of_batch(config.train.pairs_per_batch, "pairs", config.train.accumulate)
     samples = job.stage.samples(config)
-    validate, every = _validator(job, samples.categories)
+    validate, every = open_validator(job, samples.categories)
     run = Run.start(job, samples.categories, tell)
 
     def save(path: Path, weights: Mapping[str, Tensor]) -> None:
@@ -91,7 +94,7 @@ def _train_process(job: TrainJob, progress: Progress, tell: Tell, device: str) -
     take_steps(job, config.train, run.learner, samples.source, steps, share, progress)
 
 
-def _validator(job: TrainJob, categories: tuple[Category, ...]) -> tuple[Validator | None, int]:
+def open_validator(job: TrainJob, categories: tuple[Category, ...]) -> tuple[Validator | None, int]:
     """Return what scores weights, if anything does, and the steps between scores."""
     told = job.validation
     if told is None:
@@ -117,6 +120,7 @@ class Run:
     def start(cls, job: TrainJob, categories: tuple[Category, ...], tell: Tell = _ignore) -> Run:
         """Build model and optimiser with their initial weights."""
         device, config = torch.device(job.device), job.config.train
+        keep_freed_memory()
         torch.manual_seed(job.seed)
         model = build_idol(job.config.model, len(categories))
         reports = []
@@ -137,7 +141,10 @@ class Run:
             checkpoint_activations(model)
         learner, factors = _learner(model, config)
         if config.compile:
-            model.backbone.compile()
+            half, last = config.precision == "bfloat16", config.channels_last
+            frames = _frames_at_once(config)
+            compile_backbone(model.backbone, frames, device, half=half, channels_last=last)
+            learner.start()
         criterion = job.stage.criterion(_scaled_reid(job.config), job.seed)
         criterion = replace(criterion, divisors=divisors_of(config.normaliser))
         return cls(model, criterion, config, device, job.seed, learner, factors)
@@ -165,9 +172,11 @@ class Run:
         if self.config.channels_last:
             layout = batch.tensor.to(memory_format=torch.channels_last)
             batch = replace(batch, tensor=layout)
+        # Reference frames without mask losses need no mask features.
+        masked = None if self.criterion.supervise_reference else len(pairs)
         half = self.config.precision == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
-            predictions: IdolPredictions = self.model(batch)
+            predictions: IdolPredictions = self.model(batch, masked)
         return predictions.in_float32() if half else predictions
 
     def rates(self, step: int) -> list[float]:
@@ -190,6 +199,12 @@ class Run:
         else:
             factor = 0.1 ** sum(step >= milestone for milestone in config.milestones)
         return config.learning_rate * warm * factor
+
+
+def _frames_at_once(config: TrainConfig) -> int:
+    """Return how many frames this process looks at together."""
+    _, world = rank_and_world()
+    return 2 * max(1, config.pairs_per_batch // (world * config.accumulate))
 
 
 def _scaled_reid(config: RunConfig) -> RunConfig:
@@ -227,8 +242,7 @@ def plan(job: TrainJob) -> dict[str, Any]:
         ``title``, ``caption``, ``ledger`` (see `annotation_ledger`) and ``rows`` with source,
         supervision, annotations and losses.
     """
-    looking = replace(job.config, train=replace(job.config.train, on_error=PLAN))
-    samples = job.stage.samples(looking)
+    samples = job.stage.samples(job.config, planning=True)
     criterion = job.stage.criterion(job.config, job.seed)
     ledger = annotation_ledger(samples.source)
     rows = [
@@ -243,7 +257,7 @@ def plan(job: TrainJob) -> dict[str, Any]:
         if counts.get(kind.value)
     ]
     train_config = job.config.train
-    validator, every = _validator(job, samples.categories)
+    validator, every = open_validator(job, samples.categories)
     told = (
         f"; AP on {len(validator.held_out.videos)} videos every {every} steps" if validator else ""
     )

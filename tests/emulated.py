@@ -19,14 +19,17 @@ from pmvis_core.ops import jit, library
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPILER = shutil.which("g++") or shutil.which("clang++")
-LAUNCHERS = sorted((ROOT / "csrc").glob("*_cuda.cu"))
+CSRC = ROOT / "csrc"
+LAUNCHERS = sorted(CSRC.rglob("*.cu"))
+TEXTS = [path.relative_to(CSRC).as_posix() for path in sorted(CSRC.rglob("*.cuh"))]
 
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 
 
 def build(*sources: Path, **definitions: str) -> Path:
     """Compile sources to a library, once for each text of them and of what they include."""
-    texts = [*sorted((ROOT / "csrc").iterdir()), ROOT / "tests/emulator/emulator.h", *sources]
+    texts = sorted(path for path in CSRC.rglob("*") if path.is_file())
+    texts += [ROOT / "tests/emulator/emulator.h", *sources]
     texts.append(Path(__file__))  # the command itself
     sha = hashlib.sha256(repr(sorted(definitions.items())).encode())
     for path in texts:
@@ -39,7 +42,7 @@ def build(*sources: Path, **definitions: str) -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         made = Path(scratch) / "library.so"
         command = [str(COMPILER), "-std=c++17", "-O1", "-shared", "-fPIC", "-Wno-psabi"]
-        command += ["-Wno-attributes", "-DPMVIS_EMULATE", f"-I{ROOT / 'csrc'}"]
+        command += ["-Wno-attributes", "-DPMVIS_EMULATE", f"-I{CSRC}"]
         command += [f"-I{ROOT / 'tests/emulator'}", "-o", str(made)]
         command += [f"-D{name}={value}" for name, value in definitions.items()]
         command += ["-x", "c++", *map(str, sources), "-x", "none", "-Wl,--no-as-needed"]
@@ -70,8 +73,7 @@ class Launcher:
     """Stands in for `pmvis_core.ops.jit.launch`: runs kernels, named beforehand, on CPU tensors."""
 
     def __init__(self, kernels: list[str], folder: Path) -> None:
-        texts = sorted((ROOT / "csrc").glob("*.cuh"))
-        lines = [f'#include "{path.name}"' for path in texts]
+        lines = [f'#include "{text}"' for text in TEXTS]
         lines += [
             f'extern "C" void run_{place}(const unsigned* grid, const unsigned* block, '
             f"size_t shared, void** arguments) "
@@ -87,7 +89,7 @@ class Launcher:
         self, text: str, kernel: str, grid: Any, block: Any, arguments: Any, shared: int = 0
     ) -> None:
         """Run a kernel."""
-        assert (ROOT / "csrc" / text).is_file()
+        assert (CSRC / text).is_file()
         values = [jit._number(item) for item in arguments]
         kept = [np.array(value) for value in values]
         addresses = (ctypes.c_void_p * len(kept))(*(item.ctypes.data for item in kept))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ FLOORS: dict[int, frozenset[str]] = {
     1: frozenset(
         "masks ops formats tracks_io tracks_json video categories image_sets config".split()
     ),
-    0: frozenset("types errors doubts files native progress rle_numpy".split()),
+    0: frozenset("types errors doubts files native progress rle_numpy allocator".split()),
 }
 """Floor -> modules and packages of `pmvis_core` that live there; the command line is floor 6."""
 
@@ -31,6 +32,12 @@ FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 TOP = 6
 MODULES = sorted((ROOT / "pmvis_core").rglob("*.py"))
 DOORS = sorted((ROOT / "pmvis_cli").rglob("*.py"))
+
+CSRC = ROOT / "csrc"
+SOURCES = sorted(CSRC.rglob("*.*"))
+FOLDERS = ["rle", "masks", "formats", "evaluation", "ops/common", "ops/deformable_attention"]
+FOLDERS += ["ops/local_attention", "ops/pairwise", "ops/clip_pairwise", "ops/mask_runs", "ops"]
+"""Of `csrc`; each uses what stands before it, and itself."""
 
 
 def imports(path: Path, *, inside_functions: bool = True) -> Iterator[str]:
@@ -113,6 +120,16 @@ def test_no_star_import_and_no_print_in_the_house(path: Path) -> None:
     prints = [n for n in ast.walk(tree) if isinstance(n, ast.Name) and n.id == "print"]
     assert not stars
     assert not prints
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=ids)
+def test_folders_of_csrc_use_those_before_them(path: Path) -> None:
+    place = FOLDERS.index(path.parent.relative_to(CSRC).as_posix())
+    for name in re.findall(r'^#include "(.+)"', path.read_text(), re.MULTILINE):
+        if name == "emulator.h":  # tests/emulator plays the GPU
+            continue
+        assert (CSRC / name).is_file(), f"{ids(path)} includes {name}: not a path from csrc/ on"
+        assert FOLDERS.index(Path(name).parent.as_posix()) <= place, f"{ids(path)} includes {name}"
 
 
 @pytest.mark.parametrize(

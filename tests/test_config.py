@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -143,3 +145,17 @@ def test_presets_have_the_published_numbers(
 def test_both_stages_know_the_same_presets() -> None:
     assert list(IMAGE_PRESETS) == list(VIDEO_PRESETS)
     assert all(preset.preset == name for name, preset in VIDEO_PRESETS.items())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "told"),
+    [
+        ({"hidden_dim": 32, "heads": 6}, "`model.hidden_dim` is 32 with `model.heads` = 6"),
+        ({"hidden_dim": 36, "heads": 4}, "expected a multiple of 8 and of the heads"),
+        ({"queries": 30, "query_grid": (5, 7)}, "`model.query_grid` is [5, 7]"),
+    ],
+)
+def test_sizes_that_do_not_fit(sizes: dict[str, Any], told: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(told)):
+        ModelConfig(**sizes).check()
+    ModelConfig().check()

@@ -62,3 +62,15 @@ def test_rows_of_predictions_keep_their_masks() -> None:
         whole = out.mask_logits(-1, torch.tensor([2, 2]), query)
         part = out.rows(1, 3).mask_logits(-1, torch.tensor([1, 1]), query)
     torch.testing.assert_close(whole, part)
+
+
+def test_mask_features_of_the_first_frames_alone() -> None:
+    images = ImageBatch.of([torch.rand(3, 96, 128) * 255 for _ in range(3)])
+    query = torch.tensor([3, 7])
+    with torch.no_grad():
+        whole, part = tiny()(images), tiny()(images, 1)
+        wanted, got = (out.rows(0, 1).mask_logits(-1, 0 * query, query) for out in (whole, part))
+        torch.testing.assert_close(got, wanted)
+        torch.testing.assert_close(part.logits, whole.logits)
+        with pytest.raises(IndexError):
+            part.mask_logits(-1, torch.tensor([0, 2]), query)

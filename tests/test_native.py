@@ -77,13 +77,13 @@ def test_an_evaluator_of_another_version_is_not_used(text: str, tmp_path: Path) 
 
 
 def test_the_evaluator_names_our_version() -> None:
-    text = (CSRC / "vis_eval.cpp").read_text()
+    text = (CSRC / "evaluation/c_abi.cpp").read_text()
     assert f"kVersion = {compiled.VERSION};" in text
 
 
 @pytest.mark.parametrize(
     ("source", "version"),
-    [("coco_index.cpp", coco_tables.VERSION), ("masks.cpp", native.MASKS_VERSION)],
+    [("formats/coco_index.cpp", coco_tables.VERSION), ("masks/module.cpp", native.MASKS_VERSION)],
 )
 def test_a_library_names_our_version(source: str, version: int) -> None:
     assert f"kVersion = {version};" in (CSRC / source).read_text()
@@ -106,7 +106,8 @@ def test_our_declarations_are_torchs(tmp_path: Path) -> None:
     if not (headers / "torch/csrc/stable/c/shim.h").is_file():
         pytest.skip("this torch brings no headers")
     source = tmp_path / "both.cpp"
-    source.write_text('#include <torch/csrc/stable/c/shim.h>\n#include "stable_abi.h"\n')
+    ours = "ops/common/stable_abi.h"
+    source.write_text(f'#include <torch/csrc/stable/c/shim.h>\n#include "{ours}"\n')
     command = [compiler, "-std=c++17", "-fsyntax-only", "-w", "-DUSE_CUDA"]
     version = "-DTORCH_TARGET_VERSION=0x020b000000000000"
     done = subprocess.run(

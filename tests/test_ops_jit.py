@@ -22,7 +22,7 @@ from tests import (
     test_ops_masks,
     test_ops_pairwise,
 )
-from tests.emulated import ROOT, Launcher, needs_compiler, operators
+from tests.emulated import CSRC, TEXTS, Launcher, needs_compiler, operators
 
 FORWARD = ["float, 4, 8", "float, 1, 32", "pmvis::Bfloat, 8, 4", "pmvis::Half, 8, 8"]
 BACKWARD = ["float, float, 4, 8", "float, float, 1, 32", "float, long long, 4, 8"]
@@ -169,7 +169,7 @@ def test_nothing_to_do_launches_nothing(emulated, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("architecture", ["compute_75", "sm_90"])
 def test_the_text_passes_nvrtc(architecture: str):
     nvrtc = pytest.importorskip("cuda.bindings.nvrtc")
-    lines = [f'#include "{path.name}"' for path in sorted((ROOT / "csrc").glob("*.cuh"))]
+    lines = [f'#include "{text}"' for text in TEXTS]
     try:
         error, program = nvrtc.nvrtcCreateProgram("\n".join(lines).encode(), b"all.cu", 0, [], [])
     except RuntimeError as problem:
@@ -178,7 +178,7 @@ def test_the_text_passes_nvrtc(architecture: str):
         nvrtc.nvrtcAddNameExpression(program, kernel.encode())
     options = [
         b"-std=c++17",
-        f"-I{ROOT / 'csrc'}".encode(),
+        f"-I{CSRC}".encode(),
         f"--gpu-architecture={architecture}".encode(),
     ]
     (error,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
@@ -191,7 +191,7 @@ def test_the_text_passes_nvrtc(architecture: str):
 
 
 def test_the_limits_of_the_text_are_those_of_python():
-    text = "".join(path.read_text() for path in sorted((ROOT / "csrc").glob("*.cuh")))
+    text = "".join((CSRC / text).read_text() for text in TEXTS)
     numbers = {
         "kThreads": jit._THREADS,
         "kQueries": jit._QUERIES,

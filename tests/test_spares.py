@@ -6,19 +6,37 @@ import contextlib
 import itertools
 import json
 import logging
+import math
 import struct
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+from scipy.optimize import brentq
 
+from pmvis_core.config import TrainConfig
 from pmvis_core.data.augment import SMALL_FRAMES
 from pmvis_core.data.datasets import CocoImages, PseudoVideos, image_mixture
-from pmvis_core.data.spares import NAMED, SKIP, BrokenSamples, on_error_of
+from pmvis_core.data.spares import (
+    LUCK,
+    NAMED,
+    PLAN,
+    RECORDED,
+    SKIP,
+    STOP,
+    BrokenSamples,
+    Looked,
+    SkippedSamples,
+    judge_missing,
+    on_error_of,
+)
 from pmvis_core.data.streams import Ledger, Mixture, batches, prefetch
 from pmvis_core.errors import DataError, UsageError
+from pmvis_core.propagator_training.train import PropagatorTraining
 from pmvis_core.types import Category, VideoTracks
 from pmvis_core.video.frames import read_image
 from tests.test_datasets import CATEGORIES, info, rectangle, track, write_image, write_videos
@@ -28,6 +46,7 @@ class Shelf:
     """A source some of whose items are broken."""
 
     categories: tuple[Category, ...] = ()
+    files_a_sample = 1
 
     def __init__(self, length: int, broken: set[int], name: str = "") -> None:
         """Hold ``length`` items."""
@@ -84,47 +103,148 @@ def test_processes_share_what_one_draws_alone() -> None:
     assert [a + b for a, b in zip(*parts, strict=True)] == alone
 
 
+def trained(
+    stream: Iterator[Any],
+    broken: BrokenSamples,
+    steps: int,
+    skipped: SkippedSamples | None = None,
+    start: int = 0,
+) -> SkippedSamples:
+    """Do what the run loop does with what is skipped; raise what ends a run."""
+    skipped = skipped or SkippedSamples()
+    for step in range(start, steps):
+        next(stream)
+        skipped.add(step, broken.taken(step))
+        fault = skipped.verdict(at_end=step + 1 == steps)
+        if fault is not None:
+            raise fault
+    return skipped
+
+
+def run_on(source: Any, share: int, steps: int, seed: int = 0) -> SkippedSamples:
+    """Return what a run on a source skips."""
+    broken = BrokenSamples()
+    return trained(batches(source, share, seed, broken=broken), broken, steps)
+
+
 def test_what_is_skipped_is_named_counted_and_summed_up(caplog: pytest.LogCaptureFixture) -> None:
     broken = BrokenSamples()
     with caplog.at_level(logging.WARNING):
         stream = batches(Shelf(200, set(range(0, 200, 20))), 4, 0, broken=broken)
-        list(itertools.islice(stream, 100))
-        by_step = [broken.taken(step) for step in range(100)]
-        assert broken.taken(0) == 0
-        broken.tell()
-    assert sum(by_step) == broken.skipped >= 20
-    assert broken.drawn == 400 + broken.skipped
+        skipped = trained(stream, broken, 100)
+        assert broken.taken(0) == (0, [])
+        skipped.tell("`run.json`")
+    assert skipped.samples >= 20
+    assert skipped.files == 400 + skipped.samples
     named = [line for line in caplog.messages if "skipped, another is drawn: item" in line]
     assert len(named) == NAMED
-    assert f"{broken.skipped} of {broken.drawn} samples could not be made" in caplog.messages[-1]
-    assert "(10 different faults)" in caplog.messages[-1]
+    assert "(10 different faults" in caplog.messages[-1]
+    assert f"{skipped.samples} samples could not be made" in caplog.messages[-1]
+    assert "`run.json` names them" in caplog.messages[-1]
+    record = skipped.record()
+    assert (record["samples"], record["different"]) == (skipped.samples, 10)
+    assert record["faults"].keys() == {f"item {i} is broken" for i in range(0, 200, 20)}
+    assert sum(record["faults"].values()) == skipped.samples
 
 
 def test_silence_where_nothing_is_broken(caplog: pytest.LogCaptureFixture) -> None:
-    broken = BrokenSamples()
-    list(itertools.islice(batches(Shelf(9, set()), 4, 0, broken=broken), 5))
-    broken.tell()
-    assert (broken.drawn, broken.skipped, caplog.messages) == (20, 0, [])
+    skipped = run_on(Shelf(9, set()), 4, 5)
+    skipped.tell("nothing")
+    assert (skipped.files, skipped.record(), caplog.messages) == (20, {}, [])
+
+
+def test_what_was_skipped_goes_on_after_a_resumption(caplog: pytest.LogCaptureFixture) -> None:
+    source = Shelf(200, set(range(0, 200, 20)))
+    whole = run_on(source, 4, 60)
+    first, again = BrokenSamples(), BrokenSamples()
+    state = trained(batches(source, 4, 0, broken=first), first, 25).state()
+    caplog.clear()
+    stream = batches(source, 4, 0, start_step=25, broken=again)
+    resumed = trained(stream, again, 60, SkippedSamples(json.loads(json.dumps(state))), start=25)
+    assert (resumed.state(), resumed.record()) == (whole.state(), whole.record())
+    told = [line for line in caplog.messages if "another is drawn" in line]
+    assert not any(fault in line for fault in state["faults"] for line in told)
+
+
+def test_a_record_names_no_folder_and_not_everything() -> None:
+    skipped = SkippedSamples(aloud=False)
+    faults = [f"training image {i}: `/home/me/data/{i}.jpg` is truncated" for i in range(300)]
+    skipped.add(0, Looked(9000, [*faults, faults[0]]))
+    record = skipped.record()
+    assert (record["samples"], record["different"], len(record["faults"])) == (301, 300, RECORDED)
+    assert record["faults"]["training image 0: `0.jpg` is truncated"] == 2
+    assert "/home" not in json.dumps(record)
 
 
 def test_a_storm_of_five_percent_goes_through_and_one_of_a_fifth_stops() -> None:
     for seed in range(20):
-        broken = BrokenSamples()
-        stream = batches(Shelf(400, set(range(20))), 2, seed, broken=broken)
-        list(itertools.islice(stream, 500))
-    with pytest.raises(DataError, match=r"\d+ of the \d+ samples drawn so far could not be made"):
-        stream = batches(Shelf(400, set(range(80))), 2, 0, broken=BrokenSamples())
-        list(itertools.islice(stream, 1000))
-    with pytest.raises(DataError, match=r"item .* is broken"):
-        next(batches(Shelf(4, set(range(4))), 2, 0, broken=BrokenSamples()))
+        run_on(Shelf(400, set(range(20))), 2, 500, seed)
+    with pytest.raises(DataError, match=r"of the \d+ files .* \d+ are broken \(\d+ different"):
+        run_on(Shelf(400, set(range(80))), 2, 1000)
+    with pytest.raises(DataError, match=r"51 samples in a row .* the last: item .* is broken"):
+        run_on(Shelf(4, set(range(4))), 2, 1)
+
+
+class Doubles(Shelf):
+    """A source of samples that take two items each, as pairs of frames do."""
+
+    files_a_sample = 2
+
+    def sample(self, index: int, rng: np.random.Generator) -> tuple[str, int, float]:
+        """Return the item if another one is whole, too."""
+        super().sample(int(rng.integers(self.length)), rng)
+        return super().sample(index, rng)
+
+
+@pytest.mark.parametrize("kind", [Shelf, Doubles])
+@pytest.mark.parametrize("share", [1, 2, 6])
+def test_files_are_judged_however_many_a_sample_takes(kind: type[Shelf], share: int) -> None:
+    for seed in range(5):
+        run_on(kind(400, set(range(20))), share, 2000 // share, seed)
+        for length in (20, 400):
+            with pytest.raises(DataError, match="more than 10%"):
+                run_on(kind(length, set(range(length // 2))), share, 30, seed)
+
+
+def test_a_short_run_is_judged_at_its_end() -> None:
+    for seed in range(20):
+        with pytest.raises(DataError, match="more than 10%"):
+            run_on(Shelf(40, set(range(26))), 2, 6, seed)  # two thirds
+        run_on(Shelf(40, {3, 9}), 2, 6, seed)
+
+
+def test_one_broken_file_alone_is_forgiven() -> None:
+    assert run_on(Shelf(8, {3}), 2, 3000).samples > 600
+    with pytest.raises(DataError, match="2 different faults"):
+        run_on(Shelf(8, {3, 4}), 2, 3000)
+
+
+@pytest.mark.parametrize(
+    ("missing", "whole", "fine"),
+    [(1, 8, True), (2, 8, False), (1, 2, True), (1, 1, False), (2, 20, True), (3, 20, False)],
+)
+def test_missing_files_are_judged_alike(missing: int, whole: int, fine: bool) -> None:
+    with contextlib.nullcontext() if fine else pytest.raises(DataError, match="gone"):
+        judge_missing("gone", missing, whole, SKIP, None)
+    judge_missing("gone", missing, whole, PLAN, None)
+    with pytest.raises(DataError, match="gone"):
+        judge_missing("gone", missing, whole, STOP, None)
+
+
+def test_the_luck_that_is_allowed_is_as_rare_as_it_is_said_to_be() -> None:
+    r = brentq(lambda r: 0.05 * math.exp(0.9 * r) + 0.95 * math.exp(-0.1 * r) - 1, 0.5, 3)
+    assert r == pytest.approx(1.37, abs=0.005)
+    assert math.exp(-LUCK * r) < 2e-6
 
 
 def test_without_the_policy_the_first_one_stops() -> None:
-    with pytest.raises(DataError, match="is broken"):
+    with pytest.raises(DataError, match=r"^item 4 is broken$"):
         list(itertools.islice(batches(Shelf(10, {4}), 2, 0), 20))
-    assert on_error_of("stop") == "stop"
-    with pytest.raises(UsageError, match=r"`train\.on_error` is `skipp`"):
-        on_error_of("skipp")
+    assert (on_error_of("stop"), on_error_of("skip")) == (STOP, SKIP)
+    for word in ("skipp", "plan"):
+        for schedule in (TrainConfig, PropagatorTraining):
+            with pytest.raises(UsageError, match=f"`train.on_error` is '{word}', expected one of"):
+                schedule(on_error=word)
 
 
 def many_stills(folder: Path, number: int) -> Path:
@@ -152,9 +272,12 @@ def test_missing_images_are_told_and_skipped_while_they_are_few(
     with caplog.at_level(logging.WARNING):
         stills = CocoImages(path, None, SMALL_FRAMES, on_error=SKIP)
     assert "1 of 20 training images are missing" in caplog.messages[0]
-    broken = BrokenSamples()
-    list(itertools.islice(batches(image_mixture(stills), 4, 0, broken=broken), 20))
-    assert broken.skipped >= 8  # each is drawn in every one of four epochs
+    skipped = run_on(image_mixture(stills), 4, 20)
+    assert skipped.samples >= 8  # each is drawn in every one of four epochs
+    assert skipped.record()["faults"].keys() == {
+        "training image 3: `3.png` does not exist",
+        "training image 4: `4.png` is truncated",
+    }
     for number in range(5, 8):
         (tmp_path / f"images/{number}.png").unlink()
     with pytest.raises(DataError, match="4 of 20 training images are missing"):
@@ -194,6 +317,4 @@ def test_videos_without_frames_are_skipped_while_they_are_few(
         videos = PseudoVideos(path, None, SMALL_FRAMES, on_error=SKIP)
     assert "1 of 12 videos are without their frames" in caplog.messages[0]
     assert len(videos) == 12
-    broken = BrokenSamples()
-    list(itertools.islice(batches(videos, 4, 0, broken=broken), 6))
-    assert broken.skipped >= 2
+    assert run_on(videos, 4, 6).samples >= 2

@@ -20,6 +20,8 @@ from pmvis_core.types import Category
 class Numbers:
     """A source whose samples hold their index and a random number."""
 
+    files_a_sample = 1
+
     def __init__(self, length: int, first: int = 0, categories: tuple[Category, ...] = ()) -> None:
         """Count ``length`` samples from ``first`` on."""
         self.length, self.first, self.categories = length, first, categories

@@ -23,10 +23,10 @@ from pmvis_core.errors import DataError, ResourceError, UsageError
 from pmvis_core.systems.pmvis import ImageStage
 from pmvis_core.systems.presets import IMAGE_PRESETS
 from pmvis_core.train import Run, train
-from pmvis_core.training.estimate import in_words, measured
+from pmvis_core.training.estimate import PARTS, in_words, measured
 from pmvis_core.training.loss_curves import draw_losses, write_loss_curves
 from pmvis_core.training.metrics_log import MetricsLog, read_metrics
-from pmvis_core.training.run_folder import BEST_FILE, CURVES_FILE, TrainJob
+from pmvis_core.training.run_folder import BEST_FILE, CURVES_FILE, TrainJob, Validation
 from pmvis_core.training.states import PREVIOUS_FILE, STATE_FILE, find_state, save_state
 from tests.tiny_data import draw_tiny
 
@@ -288,7 +288,30 @@ def test_an_estimate_is_of_the_job(data: Path, tmp_path: Path) -> None:
     assert small["weight_bytes"] == 4 * (small["parameters"] + 4 * small["learning_parameters"])
     assert 2 < large["activation_bytes"] / small["activation_bytes"] < 8
     assert small["hours"] == pytest.approx(small["seconds"])
+    parts = [small[f"{name}_seconds"] for name in PARTS]
+    assert min(parts) > 0
+    assert small["seconds"] == pytest.approx(sum(parts))
+    assert small["pairs_per_second"] == pytest.approx(1 / small["seconds"])
+    assert small["data_share"] == pytest.approx(small["data_seconds"] / small["seconds"])
+    assert (small["validations"], small["validation_share"]) == (0, 0)
     assert "M parameters" in in_words(small)
+    assert "validation" not in in_words(small)
+    assert not job.out.exists()
+
+
+def test_an_estimate_counts_validation(data: Path, tmp_path: Path) -> None:
+    job = image_job(data, tmp_path / "run", steps=10, pairs_per_batch=1)
+    told = Validation(data / "synth/videos/valid.json", every=4)
+    found = measured(replace(job, validation=told))
+    assert found["validations"] == 3  # after 4, 8 and 10 steps
+    assert found["validation_seconds"] > 0
+    whole = 10 * found["seconds"] + 3 * found["validation_seconds"]
+    assert found["hours"] == pytest.approx(whole / 3600)
+    assert sum(found[f"{name}_share"] for name in [*PARTS, "validation"]) == pytest.approx(1)
+    assert "validation (3 times" in in_words(found)
+    waiting = measured(replace(job, workers=4))
+    assert waiting["seconds"] >= waiting["forward_seconds"] + waiting["backward_seconds"]
+    assert waiting["data_share"] < 1 - waiting["forward_share"]
     assert not job.out.exists()
 
 

@@ -1,4 +1,4 @@
-"""Training as real processes: under torchrun two equal one, and no kill leaves a trace."""
+"""Training as real processes: under torchrun two equal one, and neither kill nor SIGTERM shows."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import torch
 
 from pmvis_core.checkpoint import MODEL_FILE, load_model
 from pmvis_core.training.metrics_log import read_metrics
+from pmvis_core.training.states import STATE_FILE, read_state
 from tests.tiny_data import draw_tiny
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -107,3 +108,27 @@ def test_killed_processes_leave_no_trace(
     for name in (MODEL_FILE, "metrics.jsonl", "losses.png"):
         assert (broken / name).read_bytes() == (whole[2] / name).read_bytes(), name
     assert not list(broken.glob("state*"))
+
+
+def test_sigterm_ends_all_processes_behind_one_step(
+    data: Path, whole: dict[int, Path], tmp_path: Path
+) -> None:
+    """As schedulers send it: to torchrun, or to the process that started the others."""
+    for ranks, more in ((2, []), (1, ["--processes", "2"])):
+        run = tmp_path / f"asked{ranks}"
+        words = [*command(data, run), *more]
+        process = begin(words, ranks)
+        while process.poll() is None and not logged(run):
+            time.sleep(0.01)
+        process.terminate()
+        said = process.communicate(timeout=300)[1]
+        if "wrote" in said:  # on a busy machine the signal may come too late
+            continue
+        if ranks == 1:
+            assert process.returncode == 143, said
+        step = int(said.split("told to end (SIGTERM) after step ")[1].split(",")[0])
+        assert [line["step"] for line in read_metrics(run / "metrics.jsonl")][-1] == step
+        assert read_state(run / STATE_FILE)["step"] == step
+        ended(begin(words, ranks))
+        for name in (MODEL_FILE, "metrics.jsonl", "losses.png"):
+            assert (run / name).read_bytes() == (whole[2] / name).read_bytes(), name

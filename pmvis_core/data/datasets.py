@@ -1,8 +1,9 @@
 """Training data: annotated stills and pseudo-labelled videos, as key/reference pairs.
 
 Every sample is a `KeyReferencePair` (IDOL, section 3.2) whose instances state their `Supervision`.
-`CocoImages` makes two independent views of a still; `PseudoVideos` takes two frames of a video and
-holds its masks as RLEs until a frame is drawn. `streams` turns sources into endless batches.
+`CocoImages` makes two independent views of a still; `PseudoVideos` takes two frames of a video. The
+masks of both stay in their files until they are drawn (`stills`, `clips`). `streams` turns sources
+into endless batches.
 
     images = CocoImages(Path("train_image.json"), None, IDOL_STILLS)
     mixture = image_mixture(images, box_only_share=3 / 7)
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,15 +28,15 @@ from numpy.typing import NDArray
 
 from pmvis_core import masks
 from pmvis_core.data.augment import AugmentConfig, View, draw_clip, draw_still
-from pmvis_core.data.dropped import check_set_aside, without_dropped
+from pmvis_core.data.clips import Clip, Clips
+from pmvis_core.data.dropped import check_set_aside
 from pmvis_core.data.samples import Frame, KeyReferencePair, Targets
 from pmvis_core.data.spares import STOP, OnError, judge_missing
 from pmvis_core.data.stills import Still, read_picture, read_stills, sorted_categories
 from pmvis_core.data.streams import Ledger, Mixture, Source, batches, prefetch
 from pmvis_core.errors import DataError
-from pmvis_core.formats.ytvis import open_tracks
-from pmvis_core.types import RLE, Supervision, Track, VideoInfo, VideoTracks
-from pmvis_core.video.frames import FrameSource, ImageFrames, find_frames
+from pmvis_core.formats.tracks_index import open_index
+from pmvis_core.types import RLE, Supervision
 
 __all__ = [
     "CocoImages",
@@ -62,6 +63,8 @@ class CocoImages:
     Boxes are the transformed and clipped annotation boxes, also where there is a mask. Crowd
     annotations and stills without any other are left out.
     """
+
+    files_a_sample = 1
 
     def __init__(
         self,
@@ -128,6 +131,8 @@ class PseudoVideos:
     scored counts. Videos without a track are left out.
     """
 
+    files_a_sample = 2
+
     def __init__(
         self,
         tracks: Path,
@@ -140,7 +145,7 @@ class PseudoVideos:
         on_error: OnError = STOP,
         dropped: str | None = None,
     ) -> None:
-        """Read the tracks and find the videos' frames.
+        """Open the tracks, whose index is kept if they are many, and find the videos' frames.
 
         Args:
             tracks: a tracks file or a YouTube-VIS dataset.
@@ -159,30 +164,21 @@ class PseudoVideos:
                 tracks are to be ignored regions and the file was written without them.
         """
         root = frames or (tracks if tracks.suffix == ".json" else tracks.parent)
-        reader = open_tracks(tracks)
+        index = open_index(tracks)
+        header = index.tables.header
         self.augment, self.max_gap, self.keep_unseen = augment, max_gap, keep_unseen
-        self.categories = sorted_categories(reader.header.categories)
-        labels = {category.id: label for label, category in enumerate(self.categories)}
-        self.left_out = 0
+        self.categories = sorted_categories(header.categories)
+        self._clips = Clips(index, without_dropped=dropped == "background")
+        self.left_out = self._clips.left_out
         """Number of videos without a track."""
-        self._clips: list[_Clip] = []
-        missing: list[DataError] = []
-        aside = 0
-        for video in reader:
-            aside += len(video.ignored)
-            known = without_dropped(video) if dropped == "background" else video
-            clip = _make_clip(known, labels, root, missing)
-            if clip is None:
-                self.left_out += 1
-            else:
-                self._clips.append(clip)
         if not self._clips:
             raise DataError(
                 f"`{tracks}` holds no track in its {self.left_out} videos, so none to train on",
                 "filter less strictly: a lower `--pscore` or a higher `--topk`",
             )
-        if dropped == "ignore" and not aside:
-            check_set_aside(reader.header, tracks)
+        if dropped == "ignore" and not self._clips.any_aside:
+            check_set_aside(header, tracks)
+        missing = self._clips.find_frames(root)
         if missing:
             first, share = missing[0], f"{len(missing)} of {len(self._clips)}"
             told = f"{share} videos are without their frames, first: {first.message}"
@@ -200,27 +196,23 @@ class PseudoVideos:
             DataError: a frame cannot be read or has another size than the tracks say.
         """
         clip = self._clips[index]
-        times = _draw_times(clip.video.length, self.max_gap, rng)
+        times = _draw_times(clip.info.length, self.max_gap, rng)
         images = [
             self._cache.get((index, t), partial(clip.frames.__getitem__, t), _image_bytes)
             for t in times
         ]
         views = draw_clip([image.shape[:2] for image in images], self.augment, rng)
-        rows = [i for i, t in enumerate(clip.tracks) if any(t.rles[time] for time in times)]
+        rows = clip.seen(times)
         key, reference = (
             _clip_frame(clip, rows, time, image, view)
             for time, image, view in zip(times, images, views, strict=True)
         )
-        name = f"video {clip.video.id}, `{clip.video.name}`, frames {times[0]} and {times[1]}"
+        name = f"video {clip.info.id}, `{clip.info.name}`, frames {times[0]} and {times[1]}"
         return replace(_paired(key, reference, self.keep_unseen), name=name)
 
     def ledger(self) -> Ledger:
         """Return the videos and tracks; tracks that `filter` set aside count as `ignored`."""
-        row = Counter(videos=len(self._clips))
-        for clip in self._clips:
-            row.update(track.supervision.value for track in clip.tracks)
-            row["ignored"] += len(clip.ignored)
-        return {"videos": row}
+        return {"videos": self._clips.counts()}
 
 
 def image_mixture(images: CocoImages, box_only_share: float = 3 / 7) -> Mixture[KeyReferencePair]:
@@ -254,17 +246,6 @@ def annotation_ledger(source: Source[Any] | Mixture[Any]) -> dict[str, Any]:
         "human": human,
         "pseudo": clips[Supervision.PSEUDO.value],
     }
-
-
-@dataclass(frozen=True)
-class _Clip:
-    """One video and what is known of it; ``labels`` goes with ``tracks``."""
-
-    video: VideoInfo
-    frames: FrameSource
-    tracks: tuple[Track, ...]
-    labels: tuple[int, ...]
-    ignored: tuple[Track, ...]
 
 
 class _Cache(Generic[T]):
@@ -337,18 +318,16 @@ def _still_frame(still: Still, image: Image, bitmaps: Image, view: View) -> Fram
     return _frame(image, view, _Rows(labels, boxes, seen, kinds, valid), np.empty((0, 4)))
 
 
-def _clip_frame(clip: _Clip, rows: Sequence[int], time: int, image: Image, view: View) -> Frame:
+def _clip_frame(clip: Clip, rows: NDArray[np.intp], time: int, image: Image, view: View) -> Frame:
     """Return a view of a video's frame with some of the tracks."""
-    size = clip.video.height, clip.video.width
-    seen = view.masks(_decode([clip.tracks[row].rles[time] for row in rows], size))
+    size = clip.info.height, clip.info.width
+    seen = view.masks(_decode(clip.rles(rows, time), size))
     boxes = _tight_boxes(seen)
-    away = [rle for track in clip.ignored if (rle := track.rles[time]) is not None]
+    away = [rle for rle in clip.rles(clip.ignored, time) if rle is not None]
     ignored = view.boxes(masks.to_boxes(away))
     # What lies on a known object is its duplicate, no missed object.
     unknown = _filled(ignored) & (_box_iou(ignored, boxes).max(1, initial=0) <= _DUPLICATE_IOU)
-    kinds = tuple(clip.tracks[row].supervision for row in rows)
-    labels = [clip.labels[row] for row in rows]
-    found = _Rows(labels, boxes, seen, kinds, _filled(boxes))
+    found = _Rows(clip.labels(rows), boxes, seen, clip.supervision(rows), _filled(boxes))
     return _frame(image, view, found, ignored[unknown])
 
 
@@ -435,39 +414,3 @@ def _draw_times(length: int, max_gap: int, rng: np.random.Generator) -> tuple[in
     others = [t for t in near if t != centre] or [centre]
     other = others[int(rng.integers(len(others)))]
     return min(centre, other), max(centre, other)
-
-
-def _make_clip(
-    video: VideoTracks, labels: Mapping[int, int], root: Path, missing: list[DataError]
-) -> _Clip | None:
-    """Return a video ready for sampling, or None if no track of it holds a mask.
-
-    Where its frames are not found, ``missing`` gets to know why, and reading one says so again.
-    """
-    kept = _best_rows(video.tracks)
-    if not kept:
-        return None
-    objects = {_object(track) for track in kept}
-    ignored = tuple(t for t in _best_rows(video.ignored) if _object(t) not in objects)
-    rows = tuple(labels[track.category_id] for track in kept)
-    frames: FrameSource
-    try:
-        frames = find_frames(video.video, root)
-    except DataError as error:
-        missing.append(error)
-        frames = ImageFrames(root, video.video, found=video.video)
-    return _Clip(video.video, frames, kept, rows, ignored)
-
-
-def _object(track: Track) -> tuple[str, int]:
-    """Return what rows of one instance under several categories share."""
-    return ("track", track.id) if track.instance is None else ("instance", track.instance)
-
-
-def _best_rows(tracks: Sequence[Track]) -> tuple[Track, ...]:
-    """Return the best scored row of each instance that holds a mask; ties go to the lower id."""
-    best: dict[tuple[str, int], Track] = {}
-    for track in sorted(tracks, key=lambda track: (-track.score, track.id)):
-        if track.present:
-            best.setdefault(_object(track), track)
-    return tuple(sorted(best.values(), key=lambda track: track.id))

@@ -6,18 +6,10 @@ region teaches nothing. The paper trains them as background, for its filter leav
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from pmvis_core.errors import DataError
 from pmvis_core.tracks_json import TracksHeader
-from pmvis_core.types import VideoTracks
-
-
-def without_dropped(video: VideoTracks) -> VideoTracks:
-    """Return a video without the tracks that `filter` set aside; people's crowds stay."""
-    crowds = tuple(track for track in video.ignored if "filter" not in track.lineage)
-    return replace(video, ignored=crowds)
 
 
 def check_set_aside(header: TracksHeader, tracks: Path) -> None:

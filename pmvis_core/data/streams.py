@@ -18,7 +18,7 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pmvis_core.data.spares import BrokenSamples
+from pmvis_core.data.spares import BrokenSamples, Looked
 from pmvis_core.errors import DataError, UsageError
 from pmvis_core.types import Category
 
@@ -41,6 +41,8 @@ class Source(Protocol[Sample_co]):
 
     categories: tuple[Category, ...]
     """The vocabulary by ascending id; label ``k`` is ``categories[k]``."""
+    files_a_sample: int
+    """Image files that a sample is made from."""
 
     def __len__(self) -> int:
         """Return the number of stills or videos."""
@@ -152,11 +154,11 @@ def batches(
         world: number of processes.
         start_step: step to begin with.
         threads: samples made side by side; 0 makes them in the caller's thread.
-        broken: counts the samples that cannot be made, in whose place others are drawn from the
+        broken: collects the samples that cannot be made, in whose place others are drawn from the
             same source; None stops at the first.
 
     Raises:
-        DataError: a sample cannot be made, or with ``broken`` too many cannot.
+        DataError: a sample cannot be made, or with ``broken`` too many in a row cannot.
     """
     mixture = source if isinstance(source, Mixture) else Mixture([source], [1.0])
     whole = world * share
@@ -173,8 +175,14 @@ def batches(
             numbers = range(begin, begin + share)
             made = list((pool.map if threads else map)(make, drawn, numbers))
             if broken is not None:
-                broken.add(step, len(made), [error for _, errors in made for error in errors])
+                broken.add(step, _looked(drawn, made))
             yield [sample for sample, _ in made]
+
+
+def _looked(drawn: Sequence[tuple[Source[Sample], int]], made: Sequence[_Made[Sample]]) -> Looked:
+    """Return what samples were made from; of one that is broken a single file is known."""
+    faults = [error.message for _, errors in made for error in errors]
+    return Looked(sum(source.files_a_sample for source, _ in drawn) + len(faults), faults)
 
 
 def _make(source: Source[Sample], index: int, seed: int, number: int, spares: int) -> _Made[Sample]:
@@ -189,8 +197,14 @@ def _make(source: Source[Sample], index: int, seed: int, number: int, spares: in
         try:
             return source.sample(index, rng), errors
         except DataError as error:
-            if len(errors) == spares:
+            if not spares:
                 raise
+            if len(errors) == spares:
+                raise DataError(
+                    f"{spares + 1} samples in a row could not be made; the last: {error.message}",
+                    "is the disk with the data still there? the same command goes on from the last "
+                    "saved state",
+                ) from error
             rng = np.random.default_rng([seed, _SPARE, number, len(errors)])
             index = int(rng.integers(len(source)))
             errors.append(error)

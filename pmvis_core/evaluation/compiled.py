@@ -1,6 +1,6 @@
 """The evaluator of ``_eval.so`` through ctypes: from the bytes of two files to `Matches`.
 
-What `average_precision` and `curves` do in Python, ``csrc/vis_*.cpp`` does from the files' bytes:
+What `average_precision` and `curves` do in Python, ``csrc/evaluation`` does from the files' bytes:
 nothing is parsed into objects, masks are read where they stand, and results are written into the
 arrays that `Matches` keeps. The bits are the same, for any number of threads. What it does not
 judge (malformed input above all) it leaves to the readers and evaluators in Python: every function
@@ -33,7 +33,7 @@ from pmvis_core.evaluation.protocol import (
 from pmvis_core.native import find_library
 
 VERSION = 1
-"""Of the structures and functions below; csrc/vis_eval.cpp names the same."""
+"""Of the structures and functions below; csrc/evaluation/c_abi.cpp names the same."""
 _REFUSED, _NO_MEMORY = 1, 2
 
 

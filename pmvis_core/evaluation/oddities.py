@@ -1,7 +1,7 @@
 """What may be odd about an evaluation's input, worded once for the evaluators here and in C++.
 
 The official evaluators count such input in ways that few expect, so each kind is told once, with
-examples. ``csrc/vis_match.h`` numbers the kinds in the order of `Oddity`.
+examples. ``csrc/evaluation/match.h`` numbers the kinds in the order of `Oddity`.
 
     note(doubts, Oddity.ANNOTATION_TWICE, 7)
 """

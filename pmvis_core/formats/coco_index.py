@@ -5,9 +5,7 @@ than 3 GB in every process. The index holds what decides which image to draw (id
 categories) in two tables, and of each segmentation where its text stands; `segmentation` reads and
 parses it when it is wanted. All processes of a machine share one mapping of the tables.
 
-A large file's index is kept as ``.NAME.index`` beside it, or in the user's cache folder where that
-is not writable. It states the digest of the file it was made of and of its own content; whatever
-does not agree is made again. `coco_tables` reads the file.
+A large file's index is kept (`kept_tables`). `coco_tables` reads the file.
 
     index = open_index(Path("instances_train2017.json"))
     rows = index.annotations[index.first[7] : index.first[8]]   # those of image 7
@@ -17,11 +15,7 @@ does not agree is made again. `coco_tables` reads the file.
 from __future__ import annotations
 
 import json
-import logging
 import mmap
-import os
-import tempfile
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pmvis_core.errors import DataError
-from pmvis_core.files import digest_bytes, digest_file
+from pmvis_core.files import digest_file
 from pmvis_core.formats import coco
 from pmvis_core.formats.coco_tables import (
     ANNOTATION,
@@ -44,6 +38,14 @@ from pmvis_core.formats.coco_tables import (
     check_names,
     read_tables,
     string,
+)
+from pmvis_core.formats.kept_tables import (
+    UNSOUND,
+    WORTH_KEEPING_BYTES,
+    FileText,
+    kept_or_made,
+    read_kept,
+    write_kept,
 )
 from pmvis_core.types import Category
 
@@ -62,15 +64,11 @@ __all__ = [
     "open_index",
 ]
 
-logger = logging.getLogger(__name__)
-
 FORMAT = 1
 """Version of an index file; another one is made again."""
-WORTH_KEEPING_BYTES = 16 << 20
-"""Smaller annotation files are read anew each time, which takes less than a second."""
 
-_MAGIC = b"pmvis index\n"
-_ALIGNMENT = 64
+_KINDS: tuple[np.dtype[Any], ...]
+_KINDS = (IMAGE, ANNOTATION, np.dtype(np.int64), np.dtype(np.uint8))
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,48 +133,6 @@ class CocoIndex:
         return json.loads(text) if text else None
 
 
-class FileText:
-    """Parts of a file that must not change while it is read.
-
-    Reads at a place of its own each time, so threads share it; it is pickled as its path and state.
-    """
-
-    def __init__(self, path: Path, state: tuple[int, int] | None = None) -> None:
-        """Open the file.
-
-        Args:
-            path: where it lies.
-            state: size and time of change that it must have; None: those that it has now.
-
-        Raises:
-            OSError: it cannot be opened.
-        """
-        self.path = path
-        self._file = path.open("rb", buffering=0)
-        self._state = self._stated() if state is None else state
-
-    def _stated(self) -> tuple[int, int]:
-        """Return what a change of the file changes."""
-        state = os.fstat(self._file.fileno())
-        return state.st_size, state.st_mtime_ns
-
-    def read(self, begin: int, end: int) -> bytes:
-        """Return the bytes of ``[begin, end)``.
-
-        Raises:
-            DataError: the file was changed since it was opened.
-        """
-        if self._stated() != self._state:
-            raise DataError(
-                f"`{self.path}` was changed while it was in use", "start again; `--resume` goes on"
-            )
-        return os.pread(self._file.fileno(), end - begin, begin) if end > begin else b""
-
-    def __reduce__(self) -> tuple[type[FileText], tuple[Path, tuple[int, int]]]:
-        """Be opened again in another process, which must find the same file."""
-        return FileText, (self.path, self._state)
-
-
 def open_index(
     path: Path, what: str = "COCO annotations", *, worth_keeping: int = WORTH_KEEPING_BYTES
 ) -> CocoIndex:
@@ -201,17 +157,13 @@ def open_index(
         raise DataError(f"{what} `{path}` cannot be read: {error.strerror}") from error
     if path.stat().st_size < worth_keeping:
         return _built(path, what, digest, text)
-    places = _places(path, digest)
-    for place in places:
-        index = _kept(place, path, digest, text)
-        if index is not None:
-            return index
-    index = _built(path, what, digest, text)
-    for place in places:
-        if _keep(place, index):
-            return _kept(place, path, digest, text) or index
-    logger.info("`%s`: no place to keep an index, so it is read anew each time", path)
-    return index
+    return kept_or_made(
+        path,
+        digest,
+        lambda place: _kept(place, path, digest, text),
+        lambda: _built(path, what, digest, text),
+        _keep,
+    )
 
 
 def as_dataset(index: CocoIndex) -> coco.CocoDataset:
@@ -244,15 +196,6 @@ def as_dataset(index: CocoIndex) -> coco.CocoDataset:
             )
         ),
     )
-
-
-def _places(path: Path, digest: str) -> list[Path]:
-    """Return where an index may lie: beside the file, or in the user's cache folder."""
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return [
-        path.with_name(f".{path.name}.index"),
-        Path(cache) / "pmvis" / f"{path.name}-{digest}.index",
-    ]
 
 
 # --- making ---
@@ -306,63 +249,27 @@ def _check_masks(index: CocoIndex) -> None:
 
 
 def _keep(place: Path, index: CocoIndex) -> bool:
-    """Write an index, whole or not at all; tell whether it could be written.
-
-    Processes that start together write files of their own; the last one to be renamed stays.
-    """
-    tables = (index.images, index.annotations, index.first)
-    names = "\0".join(index.names).encode()
-    body = b"".join(map(_padded, (*(table.tobytes() for table in tables), names)))
-    head = {
-        "format": FORMAT,
-        "file": index.digest,
-        "body": digest_bytes(body),
+    """Write an index, whole or not at all; tell whether it could be written."""
+    facts = {
         "categories": [[category.id, category.name] for category in index.categories],
         "sources": index.sources,
-        "lengths": [*map(len, tables), len(names)],
     }
-    start = _padded(_MAGIC + json.dumps(head).encode() + b"\n")
-    part = None
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        number, part = tempfile.mkstemp(dir=place.parent, prefix=place.name, suffix=".part")
-        with os.fdopen(number, "wb") as stream:
-            stream.write(start)
-            stream.write(body)
-        os.chmod(part, 0o644)
-        os.replace(part, place)
-    except OSError:
-        if part is not None:
-            Path(part).unlink(missing_ok=True)
-        return False
-    return True
-
-
-def _padded(data: bytes) -> bytes:
-    """Return bytes filled up so that what follows is aligned."""
-    return data + b"\0" * (-len(data) % _ALIGNMENT)
+    names = np.frombuffer("\0".join(index.names).encode(), np.uint8)
+    tables = (index.images, index.annotations, index.first, names)
+    return write_kept(place, FORMAT, index.digest, facts, tables)
 
 
 def _kept(place: Path, path: Path, digest: str, text: FileText) -> CocoIndex | None:
     """Return an index that was kept, or None if it is absent, of another file, or damaged."""
     try:
-        with place.open("rb") as stream:
-            data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        if not data[: len(_MAGIC)] == _MAGIC:
+        found = read_kept(place, FORMAT, digest, _KINDS)
+        if found is None:
             return None
-        end = data.find(b"\n", len(_MAGIC))
-        head = json.loads(data[len(_MAGIC) : end])
-        start = end + 1 + -(end + 1) % _ALIGNMENT
-        if (head["format"], head["file"]) != (FORMAT, digest):
-            return None
-        if digest_bytes(data[start:]) != head["body"]:
-            logger.warning("`%s` is damaged; the index is made again", place)
-            return None
-        images, annotations, first, names = _cut(data, start, head["lengths"])
+        head, (images, annotations, first, names) = found
         categories = tuple(Category(int(number), str(name)) for number, name in head["categories"])
         sources = tuple(map(str, head["sources"]))
         called = tuple(bytes(names).decode().split("\0")) if len(images) else ()
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+    except UNSOUND:
         return None
     index = CocoIndex(
         path=path,
@@ -397,12 +304,3 @@ def _is_sound(index: CocoIndex, size: int) -> bool:
     source = images["source_begin"]
     fine = (images["height"] > 0) & (images["width"] > 0)
     return bool(good.all() and (fine & (source >= -1) & (source < len(index.sources))).all())
-
-
-def _cut(data: mmap.mmap, start: int, lengths: Sequence[int]) -> Iterator[NDArray[Any]]:
-    """Yield the tables that follow each other in a mapped file."""
-    kinds: tuple[np.dtype[Any], ...]
-    kinds = (IMAGE, ANNOTATION, np.dtype(np.int64), np.dtype(np.uint8))
-    for kind, length in zip(kinds, lengths, strict=True):
-        yield np.frombuffer(data, kind, length, start)
-        start += -(-length * kind.itemsize // _ALIGNMENT) * _ALIGNMENT

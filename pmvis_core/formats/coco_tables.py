@@ -1,7 +1,7 @@
 """A COCO instances file as two tables: what each image and annotation states, and where it stands.
 
-``csrc/coco_index.cpp`` reads the file in place. Where it is absent, or does not understand the
-text, the twin here goes through it entry by entry (`coco_text`) and says what is wrong.
+``csrc/formats/coco_index.cpp`` reads the file in place. Where it is absent, or does not understand
+the text, the twin here goes through it entry by entry (`coco_text`) and says what is wrong.
 `coco_index` is the caller.
 """
 
@@ -43,7 +43,7 @@ Tables = tuple[NDArray[Any], NDArray[Any], tuple[Category, ...]]
 """Images, annotations in the file's order, and the vocabulary."""
 
 VERSION = 1
-"""Of the rows above and of the functions of ``_data.so``; csrc/coco_index.cpp names the same."""
+"""Of the rows above and of ``_data.so``; csrc/formats/coco_index.cpp names the same."""
 _REFUSED, _NO_MEMORY = 1, 2
 
 

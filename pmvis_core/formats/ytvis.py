@@ -103,9 +103,7 @@ class Dataset:
         tracks: list[Track] = []
         ignored: list[Track] = []
         for row in rows:
-            where = f"{here}: annotation {row.id}"
-            track = as_track(row, video, where)
-            check_track(track, video, categories, where)
+            track = checked_track(row, video, categories, here)
             (ignored if row.iscrowd else tracks).append(track)
         ids = [track.id for track in (*tracks, *ignored)]
         if len(ids) != len(set(ids)):
@@ -186,10 +184,38 @@ def dataset_of(document: Any, name: str) -> Dataset:
         name=name,
         categories=_categories(document.get("categories"), name),
         videos=videos,
-        annotations=tuple(_dataset_row(row, by_id, name) for row in rows or ()),
+        annotations=tuple(dataset_row(row, by_id, name) for row in rows or ()),
         annotated=rows is not None,
         lineage=_lineage(document.get("info")),
     )
+
+
+def dataset_row(entry: Any, videos: Mapping[int, VideoInfo], name: str) -> Annotation:
+    """Parse one of the ``annotations``.
+
+    Args:
+        entry: the object of the file.
+        videos: those that the file lists, by id.
+        name: how messages call the file.
+
+    Raises:
+        DataError: it is malformed.
+    """
+    entry = as_object(entry, f"{name}: annotation")
+    number = whole(entry, "id", f"{name}: annotation")
+    return parse_annotation(entry, videos, f"{name}: annotation {number}")
+
+
+def checked_track(row: Annotation, video: VideoInfo, categories: set[int], here: str) -> Track:
+    """Return an annotation as a track of its video, whose name ``here`` opens messages.
+
+    Raises:
+        DataError: it does not fit its video or the categories, or its score is not in [0, 1].
+    """
+    where = f"{here}: annotation {row.id}"
+    track = as_track(row, video, where)
+    check_track(track, video, categories, where)
+    return track
 
 
 def read_results(path: Path, dataset: Dataset) -> tuple[Annotation, ...]:
@@ -322,13 +348,6 @@ def _video(entry: Any, where: str) -> VideoInfo:
             f"{where} is {info.height}x{info.width} with {info.length} frames, expected pixels"
         )
     return info
-
-
-def _dataset_row(entry: Any, videos: Mapping[int, VideoInfo], name: str) -> Annotation:
-    """Parse one of the ``annotations``."""
-    entry = as_object(entry, f"{name}: annotation")
-    number = whole(entry, "id", f"{name}: annotation")
-    return parse_annotation(entry, videos, f"{name}: annotation {number}")
 
 
 def _lineage(info: Any) -> tuple[Mapping[str, Any], ...]:

@@ -140,6 +140,26 @@ def as_track(row: Annotation, video: VideoInfo, where: str) -> Track:
     )
 
 
+def frame_mask(value: Any, video: VideoInfo) -> RLE | None:
+    """Return the mask of a frame from any of its three forms; null, ``[]``, ``{}`` are none.
+
+    Raises:
+        DataError: it has none of the forms.
+    """
+    if value is None or value in ([], {}):
+        return None
+    if isinstance(value, list):
+        if not all(isinstance(part, list) and all(map(is_number, part)) for part in value):
+            raise DataError("a polygon is no list of finite numbers")
+        return masks.from_polygons(value, video.height, video.width)
+    size = value.get("size") if isinstance(value, dict) else None
+    if not isinstance(size, list) or len(size) != 2 or "counts" not in value:
+        raise DataError("the mask is neither RLE (`size`, `counts`) nor a list of polygons")
+    if isinstance(value["counts"], list):
+        return masks.from_uncompressed(value["counts"], size[0], size[1])
+    return RLE(size=size, counts=value["counts"])
+
+
 def boxes_xywh(rles: Sequence[RLE | None]) -> list[list[float] | None]:
     """Return ``[x, y, width, height]`` in pixels of each frame, None for no or an empty mask."""
     boxes = ((0.0, 0.0, 0.0, 0.0) if box is None else box for box in masks.track_boxes(rles))
@@ -203,7 +223,7 @@ def _masks(
     converted = False
     for frame, value in enumerate(segmentations):
         try:
-            rle = _mask(value, video)
+            rle = frame_mask(value, video)
             rles.append(rle)
         except DataError as error:
             raise DataError(f"{where}, frame {frame}: {error.message}", error.hint) from error
@@ -211,22 +231,6 @@ def _masks(
             isinstance(value, dict) and isinstance(value["counts"], str)
         )
     return tuple(rles), masks.track_areas(rles, where), converted
-
-
-def _mask(value: Any, video: VideoInfo) -> RLE | None:
-    """Return the mask of a frame from any of its three forms; null, ``[]``, ``{}`` are none."""
-    if value is None or value in ([], {}):
-        return None
-    if isinstance(value, list):
-        if not all(isinstance(part, list) and all(map(is_number, part)) for part in value):
-            raise DataError("a polygon is no list of finite numbers")
-        return masks.from_polygons(value, video.height, video.width)
-    size = value.get("size") if isinstance(value, dict) else None
-    if not isinstance(size, list) or len(size) != 2 or "counts" not in value:
-        raise DataError("the mask is neither RLE (`size`, `counts`) nor a list of polygons")
-    if isinstance(value["counts"], list):
-        return masks.from_uncompressed(value["counts"], size[0], size[1])
-    return RLE(size=size, counts=value["counts"])
 
 
 def _not_implied(row: Annotation, rles: Sequence[RLE | None]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from pmvis_core.allocator import keep_freed_memory
 from pmvis_core.data.samples import ImageBatch
 from pmvis_core.errors import ResourceError
 from pmvis_core.models.idol import IDOL, Encoded, IdolPredictions
@@ -51,6 +52,7 @@ class FrameSegmenter:
                 f"precision `{precision}` is not for {device.type}",
                 "use fp32, bf16 or, on a GPU, fp16",
             )
+        keep_freed_memory()
         fold_frozen_norms(model.backbone)
         self.model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.device = device

@@ -104,17 +104,22 @@ class IDOL(nn.Module):
             self.query_embed.weight[:, :2] = torch.logit(grid)
             self.transformer.reference_points.weight.copy_(torch.eye(2, self.config.hidden_dim))
 
-    def forward(self, images: ImageBatch) -> IdolPredictions:
-        """Predict for every frame of a batch."""
-        return self.decode(self.encode(images))
+    def forward(self, images: ImageBatch, masked: int | None = None) -> IdolPredictions:
+        """Predict for every frame of a batch; masks for the first ``masked`` of them, or all."""
+        return self.decode(self.encode(images, masked))
 
-    def encode(self, images: ImageBatch) -> Encoded:
-        """Turn pixels into tokens that know their surroundings, and into mask features."""
+    def encode(self, images: ImageBatch, masked: int | None = None) -> Encoded:
+        """Turn pixels into tokens that know their surroundings, and into mask features.
+
+        Args:
+            images: B frames.
+            masked: how many of the first get mask features; None: all.
+        """
         maps, paddings = self._project(images)
         memory = Memory.of(paddings, images.padded)
         positions = [self.position(padding, memory.any_padding) for padding in paddings]
         tokens = self.transformer.encode(maps, positions, memory)
-        mask_features = self.mask_head(_unflatten(tokens, memory.shapes[:3]))
+        mask_features = self.mask_head(_unflatten(tokens[:masked], memory.shapes[:3]))
         return Encoded(tokens, memory, mask_features, images.sizes)
 
     def decode(self, encoded: Encoded) -> IdolPredictions:
@@ -162,7 +167,7 @@ class Encoded:
     memory: Memory
     """Their geometry."""
     mask_features: Tensor
-    """(B, 8, H/8, W/8) of the padded batch."""
+    """(B, 8, H/8, W/8) of the padded batch, or of its first frames alone."""
     sizes: Tensor
     """(B, 2) unpadded (height, width)."""
 
@@ -182,7 +187,7 @@ class IdolPredictions:
     decoded: DecoderStates
     """The decoder's states and references."""
     mask_features: Tensor
-    """(B, 8, H/8, W/8) of the padded batch."""
+    """(B, 8, H/8, W/8) of the padded batch, or of its first frames alone."""
     controller: MLP
     """Writes the dynamic parameters of a state."""
     coordinate_unit_px: float
@@ -201,7 +206,7 @@ class IdolPredictions:
         xy = self.decoded.references[layer, batch, query]
         centres = xy * self.sizes[batch].flip(-1)
         features = self.mask_features
-        features = features[0] if len(features) == 1 else features[batch]
+        features = features[0] if len(self.sizes) == 1 else features[batch]
         return dynamic_masks(features, parameters, centres, self.coordinate_unit_px)
 
     def in_float32(self) -> IdolPredictions:
@@ -237,7 +242,12 @@ class IdolPredictions:
 
 
 def build_idol(config: ModelConfig, classes: int) -> IDOL:
-    """Build IDOL with its backbone from a config."""
+    """Build IDOL with its backbone from a config.
+
+    Raises:
+        UsageError: its sizes do not fit each other.
+    """
+    config.check()
     return IDOL(build_backbone(config.backbone), config, classes)
 
 

@@ -8,7 +8,9 @@ uses group norm.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
+from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,8 +31,21 @@ class ConvNorm(nn.Conv2d):
         self.norm = FrozenBatchNorm2d(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve and normalise."""
-        return self.norm(super().forward(x))
+        """Convolve and normalise, in one go."""
+        if not isinstance(self.norm, FrozenBatchNorm2d):  # see `fold_frozen_norms`
+            return super().forward(x)
+        return convolve_normed(x, self, self.norm)
+
+
+def convolve_normed(x: Tensor, conv: nn.Conv2d, norm: FrozenBatchNorm2d) -> Tensor:
+    """Return norm(conv(x)) by a convolution alone, whose weights carry the norm's scale.
+
+    Its gradient reaches the weights through the scale; maps are neither passed over again nor kept.
+    """
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    bias = norm.bias - norm.running_mean * scale
+    weight = conv.weight * scale[:, None, None, None]
+    return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
 def fold_frozen_norms(module: nn.Module) -> None:
@@ -50,6 +65,30 @@ def fold_frozen_norms(module: nn.Module) -> None:
             last.bias = nn.Parameter(bias.to(last.weight.dtype), requires_grad=False)
             module.register_module(name, nn.Identity())
         last = child if isinstance(child, nn.Conv2d) else last
+
+
+class NormedLayers(nn.Sequential):
+    """Layers one after the other; a convolution and the frozen norm behind it are one."""
+
+    @classmethod
+    def like(cls, module: nn.Module) -> nn.Module:
+        """Return a module whose sequences, and those inside them, are of this kind."""
+        for name, child in module.named_children():
+            module.register_module(name, cls.like(child))
+        if isinstance(module, nn.Sequential):
+            return cls(OrderedDict(module.named_children()))
+        return module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layers."""
+        around: list[nn.Module | None] = [None, *self, None]
+        for number, layer in enumerate(self, 1):
+            before, behind = around[number - 1], around[number + 1]
+            if isinstance(layer, nn.Conv2d) and isinstance(behind, FrozenBatchNorm2d):
+                x = convolve_normed(x, layer, behind)
+            elif not (isinstance(before, nn.Conv2d) and isinstance(layer, FrozenBatchNorm2d)):
+                x = layer(x)
+        return x
 
 
 class Bottleneck(nn.Module):
@@ -133,7 +172,8 @@ class MobileNetV2(Backbone):
     def __init__(self) -> None:
         """Keep the features up to the last inverted residual."""
         super().__init__()
-        self.features = mobilenet_v2(norm_layer=FrozenBatchNorm2d).features[:18]
+        features = mobilenet_v2(norm_layer=FrozenBatchNorm2d).features[:18]
+        self.features = cast(NormedLayers, NormedLayers.like(features))
         self.features[:4].requires_grad_(False)
 
     def forward(self, image: Tensor) -> list[Tensor]:

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pmvis_core.nn.dropout import Dropout
 from pmvis_core.ops import fused_deformable_attention
 
 TEMPERATURE = 10000
@@ -172,14 +173,14 @@ class EncoderLayer(nn.Module):
         self.linear1 = nn.Linear(dim, hidden)
         self.linear2 = nn.Linear(hidden, dim)
         self.norm2 = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, position: Tensor, references: Tensor, memory: Memory) -> Tensor:
         """Transform (B, S, D) features, each at its own place in references (B, S, L, 2)."""
         attended = self.self_attn(x + position, references, memory, x)
-        x = self.norm1(x + self.dropout(attended))
+        x = self.norm1(self.dropout.add(x, attended))
         hidden = self.linear2(self.dropout(F.relu(self.linear1(x), inplace=True)))
-        return self.norm2(x + self.dropout(hidden))
+        return self.norm2(self.dropout.add(x, hidden))
 
 
 class DecoderLayer(nn.Module):
@@ -197,7 +198,7 @@ class DecoderLayer(nn.Module):
         self.linear1 = nn.Linear(dim, hidden)
         self.linear2 = nn.Linear(hidden, dim)
         self.norm3 = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self, x: Tensor, position: Tensor, references: Tensor, memory: Memory, values: Tensor
@@ -205,11 +206,11 @@ class DecoderLayer(nn.Module):
         """Transform (B, Q, D) queries that look at (B, S, D) values around references."""
         query = x + position
         attended = self.self_attn(query, query, x, need_weights=False)[0]
-        x = self.norm2(x + self.dropout(attended))
+        x = self.norm2(self.dropout.add(x, attended))
         attended = self.cross_attn(x + position, references, memory, values)
-        x = self.norm1(x + self.dropout(attended))
+        x = self.norm1(self.dropout.add(x, attended))
         hidden = self.linear2(self.dropout(F.relu(self.linear1(x), inplace=True)))
-        return self.norm3(x + self.dropout(hidden))
+        return self.norm3(self.dropout.add(x, hidden))
 
 
 class MLP(nn.Module):

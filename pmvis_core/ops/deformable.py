@@ -24,9 +24,9 @@ _NAME = "deformable_attention"
 _FULL_TYPES = (torch.float32, torch.float64)
 _HALF_TYPES = (torch.float16, torch.bfloat16)
 _MAX_POINTS = 256
-"""Levels x points that the kernels have room for (csrc/deformable_attention.h)."""
+"""Levels x points that the kernels have room for (csrc/ops/deformable_attention/kernels.h)."""
 _MAX_LEVELS, _MAX_SIDE, _MAX_ROWS = 8, 65000, 65535
-"""Levels, cells along an axis, and batch x heads of a GPU's kernels (deformable_attention.cuh)."""
+"""Levels, cells along an axis, and batch x heads of a GPU's kernels (points.cuh there)."""
 
 _ORDERED = frozenset({"cpu"})
 """Devices whose kernels sum up in one order anyway."""

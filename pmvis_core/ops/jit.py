@@ -1,7 +1,7 @@
 """The GPU kernels where pmvis was built without them: compiled by cupy on first use, and launched.
 
-The text is that of the compiled library (csrc/*.cuh); what is here does in Python what
-csrc/*_cuda.cu do in C++: make room for results, choose a kernel, and count its blocks. Operands
+The text is that of the compiled library (csrc/ops); what is here does in Python what the
+files operators.cu do in C++: make room for results, choose a kernel, and count its blocks. Operands
 come checked from the functions of this package.
 
     register(fragment, KERNELS)  # the operators of `library` then run on CUDA tensors
@@ -29,7 +29,11 @@ _TYPES = {
     torch.float32: "float",
     torch.float64: "double",
 }
-# These are those of the text: csrc/deformable_attention.cuh, pairwise*.cuh and mask_runs.cuh.
+_DEFORMABLE = "ops/deformable_attention/kernels.cuh"
+_PAIRWISE = "ops/pairwise/kernels.cuh"
+_CLIPS = "ops/clip_pairwise/kernels.cuh"
+_MASKS = "ops/mask_runs/stacks.cuh"
+# These are those of the text.
 _THREADS, _QUERIES, _LEVELS = 128, 4, 8
 _TILE, _COLOUR_ROWS = (32, 8, 1), 16
 _STRIPS, _FOLD = 8, 256
@@ -48,7 +52,7 @@ def launch(
     """Run a kernel on the current stream of the first tensor's device.
 
     Args:
-        text: file of csrc/ that holds it.
+        text: file below csrc/ that holds or includes it.
         kernel: its name with what its template takes.
         grid: blocks.
         block: threads of a block.
@@ -135,7 +139,7 @@ def _attend(
     if output.numel():
         kinds = f"{_TYPES[value.dtype]}, {lanes}, {group}, {_word(references is not None)}"
         launch(
-            "deformable_attention.cuh",
+            _DEFORMABLE,
             f"pmvis::deformable_forward<{kinds}>",
             (_blocks(queries, _THREADS // group), batch * heads * slices, 1),
             (_THREADS, 1, 1),
@@ -195,7 +199,7 @@ def _attend_backward(
     if scores.numel() and grad.numel():
         fused = _word(references is not None)
         launch(
-            "deformable_attention.cuh",
+            _DEFORMABLE,
             f"pmvis::deformable_backward<{_TYPES[value.dtype]}, {name}, {lanes}, {group}, {fused}>",
             (_blocks(scores.shape[1], _QUERIES * (_THREADS // group)), len(value) * heads, 1),
             (_THREADS, 1, 1),
@@ -218,7 +222,7 @@ def _rounded(sums: Tensor, value: Tensor, bound: Tensor) -> Tensor:
     output = torch.empty_like(value)
     kinds = f"{_TYPES[value.dtype]}, {_TYPES.get(sums.dtype, 'long long')}"
     launch(
-        "deformable_attention.cuh",
+        _DEFORMABLE,
         f"pmvis::deformable_round<{kinds}>",
         (min(_blocks(value.numel(), 256), 1 << 20), 1, 1),
         (256, 1, 1),
@@ -235,7 +239,7 @@ def lab_similarity(images: Tensor, kernel: int, dilation: int) -> Tensor:
     cells = (_TILE[0] + 2 * reach) * (_COLOUR_ROWS + 2 * reach)
     if output.numel():
         launch(
-            "pairwise.cuh",
+            _PAIRWISE,
             "pmvis::lab_similarity",
             (_blocks(width, _TILE[0]), _blocks(height, _COLOUR_ROWS), batch),
             _TILE,
@@ -267,12 +271,12 @@ def pairwise_terms(
         return terms, edges, gradient
     gate = valid if valid.numel() else None
     arguments = (similarity, gate, asks, np.float32(threshold), *sizes)
-    launch("pairwise.cuh", "pmvis::asked_neighbours", (across, down, images), _TILE, arguments)
+    launch(_PAIRWISE, "pmvis::asked_neighbours", (across, down, images), _TILE, arguments)
     tile_terms = logits.new_empty((number, down * across), dtype=torch.float64)
     tile_edges = logits.new_empty((number, down * across), dtype=torch.int64)
     kind = _TYPES[logits.dtype]
     launch(
-        "pairwise.cuh",
+        _PAIRWISE,
         f"pmvis::pairwise_tiles<{kind}>",
         (across, down, number),
         _TILE,
@@ -283,7 +287,7 @@ def pairwise_terms(
         shared=3 * logits.element_size() * (_TILE[0] + 2 * dilation) * (_TILE[1] + 2 * dilation),
     )
     launch(
-        "pairwise.cuh",
+        _PAIRWISE,
         f"pmvis::pairwise_sums<{kind}>",
         (number, 1, 1),
         (_TILE[0] * _TILE[1], 1, 1),
@@ -346,7 +350,7 @@ def clip_terms(
     arguments = (*tensors, *sizes, *_packed(steps))
     _launch_tiles(f"clip_tiles<{kind}>", (height, width, number * frames), arguments)
     launch(
-        "pairwise.cuh",
+        _PAIRWISE,
         f"pmvis::pairwise_sums<{kind}>",
         (number, 1, 1),
         (_TILE[0] * _TILE[1], 1, 1),
@@ -358,7 +362,7 @@ def clip_terms(
 def _launch_tiles(kernel: str, size: Size, arguments: Sequence[Any]) -> None:
     """Run a kernel of clips with a thread for each cell of maps of (height, width, number)."""
     grid = (_blocks(size[1], _TILE[0]), _blocks(size[0], _TILE[1]), size[2])
-    launch("pairwise_clip.cuh", f"pmvis::{kernel}", grid, _TILE, arguments)
+    launch(_CLIPS, f"pmvis::{kernel}", grid, _TILE, arguments)
 
 
 def _packed(steps: Tensor) -> list[Any]:
@@ -406,7 +410,7 @@ def _launch_words(kernel: str, words: Tensor, arguments: Sequence[Any]) -> None:
     """Run a kernel with a thread for each word."""
     number, width, strips = words.shape
     grid = (_blocks(width, 32), _blocks(strips, _STRIPS), number)
-    launch("mask_runs.cuh", f"pmvis::{kernel}", grid, (32, _STRIPS, 1), arguments)
+    launch(_MASKS, f"pmvis::{kernel}", grid, (32, _STRIPS, 1), arguments)
 
 
 def mask_extents(words: Tensor) -> Tensor:
@@ -415,7 +419,7 @@ def mask_extents(words: Tensor) -> Tensor:
     extents = words.new_empty((number, 5), dtype=torch.int64)
     if number:
         arguments = (words, extents, np.int32(strips), np.int32(width))
-        launch("mask_runs.cuh", "pmvis::mask_extents", (number, 1, 1), (_FOLD, 1, 1), arguments)
+        launch(_MASKS, "pmvis::mask_extents", (number, 1, 1), (_FOLD, 1, 1), arguments)
     return extents
 
 
@@ -425,7 +429,7 @@ def mask_overlaps(words: Tensor, others: Tensor) -> Tensor:
     if overlaps.numel():
         grid = (len(others), len(words), 1)
         arguments = (words, others, overlaps, np.int32(words.shape[1] * words.shape[2]))
-        launch("mask_runs.cuh", "pmvis::mask_overlaps", grid, (_FOLD, 1, 1), arguments)
+        launch(_MASKS, "pmvis::mask_overlaps", grid, (_FOLD, 1, 1), arguments)
     return overlaps
 
 
@@ -436,7 +440,7 @@ def mask_places(words: Tensor, starts: Tensor, number: int, height: int) -> Tens
         _, width, strips = words.shape
         numbers = (np.int64(words.numel()), *map(np.int32, (strips, width, height)))
         launch(
-            "mask_runs.cuh",
+            _MASKS,
             "pmvis::mask_places",
             (_blocks(words.numel(), 256), 1, 1),
             (256, 1, 1),

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from pmvis_core.ops import jit
 
-# These are those of the text, csrc/local_attention.cuh.
+_WINDOWS = "ops/local_attention/kernels.cuh"
+# These are those of the text.
 _CELLS, _SCORERS = 8, 128
 
 
@@ -52,7 +53,7 @@ def _window_scores(
     side = round(output.shape[2] ** 0.5)
     if output.numel():
         jit.launch(
-            "local_attention.cuh",
+            _WINDOWS,
             f"pmvis::window_scores<{jit._TYPES[query.dtype]}>",
             (jit._blocks(grid[1], _CELLS), grid[0], len(query)),
             (_SCORERS, 1, 1),
@@ -73,7 +74,7 @@ def _window_sums(
     threads = min(128, 32 * jit._blocks(vectors, 32))
     if output.numel():
         jit.launch(
-            "local_attention.cuh",
+            _WINDOWS,
             f"pmvis::window_sums<{jit._TYPES[values.dtype]}, {lanes}, {jit._word(gathers)}>",
             (jit._blocks(grid[1], _CELLS) * jit._blocks(vectors, threads), grid[0], len(values)),
             (threads, 1, 1),

@@ -30,7 +30,7 @@ from pmvis_core.ops import jit, jit_windows
 Backend = Literal["compiled", "jit", "torch"]
 """What carries a call."""
 SCHEMA_VERSION = 3
-"""Of the schemas below; csrc/stable_tensor.h names the same."""
+"""Of the schemas below; csrc/ops/common/stable_tensor.h names the same."""
 SCHEMAS = {
     "clip_pairs": (
         "(Tensor colours, Tensor patches, Tensor video_index, Tensor cells, Tensor shifts, "

@@ -28,7 +28,7 @@ _NAME = "local_attention"
 _FULL_TYPES = (torch.float32, torch.float64)
 _HALF_TYPES = (torch.float16, torch.bfloat16)
 _MAX_SIDE = 23
-"""Side of a window that the kernels have room for (csrc/local_attention.h)."""
+"""Side of a window that the kernels have room for (csrc/ops/local_attention/kernels.h)."""
 _MAX_GRID = 65535
 """Rows and maps of a GPU's kernels."""
 

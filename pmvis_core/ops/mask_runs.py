@@ -25,7 +25,7 @@ Picks = tuple[Tensor, Tensor]
 _AT_ONCE = 1 << 24
 """Pixels laid out at a time."""
 _STRIP = 32
-"""Rows of a word of bits (csrc/mask_runs.cuh)."""
+"""Rows of a word of bits (csrc/ops/mask_runs/runs.cuh)."""
 _MOST = 2**31 - 1
 """Pixels of a mask, and of its logits, that the kernels can count."""
 

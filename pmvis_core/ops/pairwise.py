@@ -26,7 +26,7 @@ _BOX_SLACK_PX = 1e-3
 _OFFSETS = ((0, 1), (1, -1), (1, 0), (1, 1))
 """(dy, dx) of the later half of the eight neighbours, in units of the dilation."""
 _MAX_DILATION = {"cpu": 16, "cuda": 8}
-"""Of the kernels of the loss (csrc/pairwise.h, csrc/pairwise.cuh)."""
+"""Of the kernels of the loss (kernels.h and kernels.cuh of csrc/ops/pairwise)."""
 _MAX_REACH = {"cpu": 64, "cuda": 16}
 """Of the similarity's: radius x dilation in pixels."""
 _MAX_BLOCKS = 65535

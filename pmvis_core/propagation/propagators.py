@@ -9,11 +9,11 @@ and `Chosen.facts` is what the lineage of a tracks file says of it: weights by t
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from pmvis_core.allocator import keep_freed_memory
 from pmvis_core.errors import UsageError
 from pmvis_core.files import digest_file
 from pmvis_core.propagation.flow import FlowPropagator, FlowSettings, Propagator
@@ -27,8 +27,6 @@ _USES = {
     },
     "sam2": {"weights", "device", "precision"},
 }
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-_KEPT_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -166,17 +164,3 @@ def _make_sam2(choice: Choice, weights: Path) -> Chosen:
         "precision": precision,
     }
     return Chosen(propagator, facts)
-
-
-def keep_freed_memory() -> None:
-    """Let this process reuse freed memory instead of handing it back: an eighth less CPU time.
-
-    Networks allocate and free the same large maps in every frame; fresh pages cost as much as some
-    convolutions. Only where the C library is glibc.
-    """
-    try:
-        tune = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):
-        return
-    tune(_MMAP_THRESHOLD, _KEPT_BYTES)
-    tune(_TRIM_THRESHOLD, _KEPT_BYTES)

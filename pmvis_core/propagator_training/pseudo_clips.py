@@ -154,6 +154,8 @@ class PseudoClip:
 class StillClips:
     """Pseudo-clips from the stills of a COCO instances file that have masks."""
 
+    files_a_sample = 2
+
     def __init__(
         self, json: Path, images: Path | None, config: ClipConfig, on_error: OnError = STOP
     ) -> None:

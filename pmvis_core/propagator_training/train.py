@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pmvis_core.config import ON_ERROR, check_choice
 from pmvis_core.data.samples import PIXEL_MEAN, PIXEL_STD
 from pmvis_core.data.spares import on_error_of
 from pmvis_core.errors import UsageError
@@ -38,8 +39,10 @@ from pmvis_core.nn.local_attention import Entry
 from pmvis_core.progress import Progress, silent
 from pmvis_core.propagator_training.losses import frame_loss, kept_share, reference_weight
 from pmvis_core.propagator_training.pseudo_clips import ClipConfig, PseudoClip, StillClips
+from pmvis_core.propagator_training.validation import SCORE, PropagatorValidator
 from pmvis_core.training.clear_start import clear_start
 from pmvis_core.training.learner import Learner, ParameterGroup
+from pmvis_core.training.run_folder import Validation
 from pmvis_core.training.run_loop import Steps, seed_torch, share_of_batch, start_run, take_steps
 from pmvis_core.weights.deaot import Tell, initialise_propagator, save_deaot
 
@@ -93,11 +96,12 @@ class PropagatorTraining:
     """Steps between resumable states."""
 
     def __post_init__(self) -> None:
-        """Check what divides.
+        """Check what divides and what is a choice.
 
         Raises:
-            UsageError: there is no part.
+            UsageError: there is no part, or the setting is none of its choices.
         """
+        check_choice("train.on_error", self.on_error, ON_ERROR)
         if self.accumulate < 1:
             raise UsageError(f"`train.accumulate` is {self.accumulate}, expected 1 or more")
 
@@ -146,9 +150,11 @@ class PropagatorJob:
     """Processes to start on this machine; on a CPU one thread each."""
     tensorboard: bool = False
     """Write the losses for TensorBoard too, into the run folder."""
+    validation: Validation | None = None
+    """Stills to score propagation on; they decide which weights are the best, not what is learnt.
+    """
 
     init_backbone = None
-    validation = None
 
 
 def _ignore(report: Any) -> None:
@@ -164,7 +170,8 @@ def train_propagator(job: PropagatorJob, progress: Progress = silent, tell: Tell
         tell: is told what became of the tensors of initial weights.
 
     Raises:
-        DataError: a clip cannot be made, or the loss is no longer finite.
+        DataError: a clip cannot be made, the loss is no longer finite, or what was held out cannot
+            be scored on.
         ResourceError: initial weights are missing or do not fit.
         UsageError: the variant is unknown, the crop does not suit it, or clips do not divide
             among the processes.
@@ -196,6 +203,11 @@ def _train_process(job: PropagatorJob, progress: Progress, tell: Tell, device: s
     share = share_of_batch(config.clips_per_batch, "clips", config.accumulate)
     on_error = on_error_of(config.on_error)
     clips = StillClips(job.stage.data, job.stage.images, job.config.clip, on_error)
+    validator, every = None, 1
+    if (told := job.validation) is not None:
+        place = torch.device(device)
+        validator = PropagatorValidator.open(told, variant, job.config.clip, place, on_error)
+        every = told.every or config.save_every
     torch.manual_seed(job.seed)
     network = build_deaot(variant)
     if config.clear_start:
@@ -226,6 +238,9 @@ def _train_process(job: PropagatorJob, progress: Progress, tell: Tell, device: s
         name=attrgetter("name"),
         threads=config.threads,
         on_error=on_error,
+        validate=validator,
+        validate_every=every,
+        score=SCORE,
     )
     take_steps(job, config, learner, clips, steps, share, progress)
 

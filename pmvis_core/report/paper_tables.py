@@ -5,14 +5,17 @@ figures of a row are means over the seeds with a 95 % interval (Student); what t
 orderings of rows, which are tested on the differences seed by seed, for what a seed draws (weights,
 order, on the drawn benchmark the data too) moves all rows together.
 
+A row whose model could not be made has a metrics file that says only why (`NONE`).
+
 A control is a model that spent the video stage's steps on images. The paper has none; here none of
-its tables that show a video stage goes without.
+its tables that show a video stage goes without. Two tables go beyond the paper: what becomes of
+tracks that a filter drops, and rounds of self-training.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,10 @@ METRICS = ("AP", "AP50", "AP75", "AR1", "AR10")
 """The columns: keys of a metrics file."""
 SUFFIX = ".metrics.json"
 """End of a metrics file's name."""
+NONE = "none"
+"""Key of a metrics file that has no figures: why it has none."""
+ROUNDS = 3
+"""Rounds of self-training that their table shows."""
 _CONFIDENCE = 0.95
 
 
@@ -63,6 +70,8 @@ class PaperTable:
 
 _IMAGE = Row("image", "image model, no video stage", "41.9")
 _CONTROL = Row("control", "control: as many more steps on images")
+_NO_PAPER = replace(_IMAGE, paper="")
+"""The image model in a table that the paper has not."""
 _AHEAD = (Claim("both", "image"), Claim("both", "control", of_paper=False))
 
 
@@ -156,6 +165,31 @@ TABLES = {
             ),
         ),
     ),
+    "dropped": PaperTable(
+        "Tracks that the filter drops, of the same labels (beyond the paper)",
+        (
+            _NO_PAPER,
+            _CONTROL,
+            Row("background", "background, as in the paper"),
+            Row("ignore", "ignored regions"),
+        ),
+        _claims("ignore", ("background", "image", "control"), of_paper=False)
+        + _claims("background", ("image", "control"), of_paper=False),
+    ),
+    "rounds": PaperTable(
+        "Rounds of self-training (beyond the paper)",
+        (
+            _NO_PAPER,
+            replace(_CONTROL, caption="control: as many more steps on images as one round"),
+            Row("control-all", "control: as many as all rounds"),
+            *(Row(str(i), f"round {i}") for i in range(1, ROUNDS + 1)),
+        ),
+        (
+            *_claims("1", ("image", "control"), of_paper=False),
+            *(Claim(str(i), str(i - 1), of_paper=False) for i in range(2, ROUNDS + 1)),
+            Claim(str(ROUNDS), "control-all", of_paper=False),
+        ),
+    ),
 }
 """By the names that `pmvis table --paper` takes."""
 
@@ -198,7 +232,8 @@ def collect(
     Returns:
         ``title``, ``seeds``; ``rows``: ``key``, ``caption``, ``paper`` and, for each of `METRICS`,
         ``mean``, ``low``, ``high`` and the ``runs``, in percent; ``claims``: ``better``, ``worse``,
-        ``of_paper``, the same of their difference in AP, and ``verdict``.
+        ``of_paper``, the same of their difference in AP, and ``verdict``; ``without``: ``key``,
+        ``caption`` and ``reason`` of rows that a seed has no figures for.
 
     Raises:
         UsageError: ``files`` names a row that the table has not.
@@ -210,6 +245,7 @@ def collect(
         if key not in keys:
             raise UsageError(f"the table has no row `{key}`", f"known: {', '.join(keys)}")
     rows: list[dict[str, Any]] = []
+    without: list[dict[str, str]] = []
     for row in table.rows:
         name = files.get(row.key, row.key) + SUFFIX
         found = [folder / name for folder in folders if (folder / name).exists()]
@@ -219,17 +255,21 @@ def collect(
                 f"`{missing}` is missing, {len(found)} of {len(folders)} seeds have it",
                 "run that seed to its end, or leave it out",
             )
-        if found:
+        reason = _reason(found)
+        if reason:
+            without.append({"key": row.key, "caption": row.caption, "reason": reason})
+        elif found:
             figures = {m: _spread(_percents(found, m)) for m in METRICS}
             facts = {"key": row.key, "caption": row.caption, "paper": row.paper}
             rows.append({**facts, **figures})
-    if not rows:
+    if not rows and not without:
         raise DataError(f"`{folders[0]}` holds no file of this table", "run its Make target first")
     aps = {row["key"]: row["AP"]["runs"] for row in rows}
     claims = [
         _tested(claim, aps) for claim in table.claims if claim.better in aps and claim.worse in aps
     ]
-    return {"title": table.title, "seeds": len(folders), "rows": rows, "claims": claims}
+    result = {"title": table.title, "seeds": len(folders), "rows": rows}
+    return {**result, "claims": claims, "without": without}
 
 
 def markdown(result: Mapping[str, Any]) -> str:
@@ -243,6 +283,8 @@ def markdown(result: Mapping[str, Any]) -> str:
         lines.append(
             _line([*cells, _shown(row["AP"]), *(f"{row[m]['mean']:.1f}" for m in METRICS[1:])])
         )
+    for row in result["without"]:
+        lines += ["", f"No figures for `{row['caption']}`: {row['reason']}."]
     seeds = result["seeds"]
     if result["claims"]:
         captions = {row["key"]: row["caption"] for row in result["rows"]}
@@ -254,6 +296,16 @@ def markdown(result: Mapping[str, Any]) -> str:
             lines.append(_line([*cells, f"{claim['wins']} of {seeds}", claim["verdict"]]))
     note = "one seed" if seeds == 1 else f"mean of {seeds} seeds [95 % interval of the mean]"
     return "\n".join([*lines, "", f"Percent; {note}.", ""])
+
+
+def _reason(files: Sequence[Path]) -> str:
+    """Return why some of the files have no figures, and which; empty where all have."""
+    reasons: dict[str, list[str]] = {}
+    for file in files:
+        document = read_json(file, "metrics")
+        if isinstance(document, dict) and NONE in document:
+            reasons.setdefault(str(document[NONE]), []).append(file.parent.name)
+    return "; ".join(f"{reason} ({', '.join(names)})" for reason, names in reasons.items())
 
 
 def _percents(files: Sequence[Path], metric: str) -> list[float]:

@@ -14,7 +14,7 @@ from pmvis_core.config import ModelConfig, TrackerConfig, TrainConfig
 from pmvis_core.data.augment import AugmentConfig
 from pmvis_core.data.datasets import CocoImages, Mixture, PseudoVideos, image_mixture
 from pmvis_core.data.samples import KeyReferencePair
-from pmvis_core.data.spares import on_error_of
+from pmvis_core.data.spares import PLAN, OnError, on_error_of
 from pmvis_core.losses import BoxLoss, LossWeights, SetCriterion
 from pmvis_core.matching import OptimalTransportMatcher
 from pmvis_core.types import Category
@@ -71,9 +71,14 @@ class ImageStage:
 
     name = "image"
 
-    def samples(self, config: RunConfig) -> Samples:
-        """Open the stills; mixed by kind as `train.box_only_share` says."""
-        stills = _open_stills(self.data, self.images, config)
+    def samples(self, config: RunConfig, *, planning: bool = False) -> Samples:
+        """Open the stills; mixed by kind as `train.box_only_share` says.
+
+        Args:
+            config: of the run.
+            planning: nothing is going to be read, so that missing files are only told of.
+        """
+        stills = _open_stills(self.data, self.images, config, _on_error(config, planning))
         return Samples(image_mixture(stills, config.train.box_only_share), stills.categories)
 
     def criterion(self, config: RunConfig, seed: int) -> SetCriterion:
@@ -108,21 +113,27 @@ class VideoStage:
 
     name = "video"
 
-    def samples(self, config: RunConfig) -> Samples:
-        """Open the videos, mixed with stills where asked."""
+    def samples(self, config: RunConfig, *, planning: bool = False) -> Samples:
+        """Open the videos, mixed with stills where asked.
+
+        Args:
+            config: of the run.
+            planning: nothing is going to be read, so that missing files are only told of.
+        """
+        on_error = _on_error(config, planning)
         videos = PseudoVideos(
             self.pseudo,
             self.frames,
             config.augment,
             cache_bytes=CACHE_BYTES,
             keep_unseen=config.train.reference_quirks,
-            on_error=on_error_of(config.train.on_error),
+            on_error=on_error,
             dropped=self.dropped,
         )
         share = config.train.image_share if self.data else 0.0
         if not share or self.data is None:
             return Samples(Mixture([videos], [1.0]), videos.categories)
-        stills = _open_stills(self.data, self.images, config)
+        stills = _open_stills(self.data, self.images, config, on_error)
         masked, box_only = stills.split()
         parts: list[tuple[CocoImages | PseudoVideos, float]] = [
             (videos, 1 - share),
@@ -145,7 +156,14 @@ class VideoStage:
 Stage = ImageStage | VideoStage
 
 
-def _open_stills(data: Path, images: Path | None, config: RunConfig) -> CocoImages:
+def _on_error(config: RunConfig, planning: bool) -> OnError:
+    """Return what missing files lead to."""
+    return PLAN if planning else on_error_of(config.train.on_error)
+
+
+def _open_stills(
+    data: Path, images: Path | None, config: RunConfig, on_error: OnError
+) -> CocoImages:
     """Open annotated stills as a run wants them."""
     return CocoImages(
         data,
@@ -153,7 +171,7 @@ def _open_stills(data: Path, images: Path | None, config: RunConfig) -> CocoImag
         config.augment,
         cache_bytes=CACHE_BYTES,
         keep_unseen=config.train.reference_quirks,
-        on_error=on_error_of(config.train.on_error),
+        on_error=on_error,
     )
 
 

@@ -23,12 +23,13 @@ class FlatParameters:
             named: names and parameters of one type on one device; not empty.
         """
         self.names = [name for name, _ in named]
-        self.shapes = [parameter.shape for _, parameter in named]
-        self._last = [_is_channels_last(parameter) for _, parameter in named]
+        self.parameters = [parameter for _, parameter in named]
+        self.shapes = [parameter.shape for parameter in self.parameters]
+        self._last = [_is_channels_last(parameter) for parameter in self.parameters]
         flat = torch.cat(
             [
                 (p.detach().permute(0, 2, 3, 1) if last else p.detach()).flatten()
-                for (_, p), last in zip(named, self._last, strict=True)
+                for p, last in zip(self.parameters, self._last, strict=True)
             ]
         )
         self.value = nn.Parameter(flat)

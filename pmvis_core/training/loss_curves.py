@@ -1,8 +1,8 @@
 """The picture of a run's losses: each name of ``metrics.jsonl`` over the steps, in its own plot.
 
-The loss comes first, and behind it the AP of runs that have one. A faint line is what was logged, a
-strong one its running mean; the scale is logarithmic where all values are above zero and differ
-tenfold.
+The loss comes first, and behind it the score of runs that validate. A faint line is what was
+logged, a strong one its running mean; the scale is logarithmic where all values are above zero and
+differ tenfold.
 
     write_loss_curves(run / "metrics.jsonl", run / "losses.png", "train image")
 """
@@ -32,6 +32,8 @@ from pmvis_core.report.page import write_picture
 from pmvis_core.training.metrics_log import read_metrics
 
 Floats = NDArray[np.float64]
+SCORES = ("val_AP", "val_J")
+"""By which runs tell their best weights."""
 _FAINT: Colour = (165, 216, 255)
 _STRONG: Colour = (28, 126, 214)
 _MARGIN, _HEAD, _GAP = 40, 96, 60
@@ -64,10 +66,10 @@ def draw_losses(lines: Sequence[dict[str, float]], title: str) -> Frame:
     """Draw the curves of two lines of ``metrics.jsonl`` or more.
 
     Returns:
-        (H, W, 3) uint8 RGB; ``loss`` comes first, then ``val_AP``, the others by name.
+        (H, W, 3) uint8 RGB; ``loss`` comes first, then the score, the others by name.
     """
     names = sorted({name for line in lines for name in line} - {"step"})
-    names.sort(key=lambda name: (name != "loss", name != "val_AP"))
+    names.sort(key=lambda name: (name != "loss", name not in SCORES))
     rows = -(-len(names) // _COLUMNS)
     width = 2 * _MARGIN + _COLUMNS * _CELL_WIDTH + (_COLUMNS - 1) * _GAP
     canvas = blank(_HEAD + rows * (_CELL_HEIGHT + _GAP), width)

@@ -14,6 +14,7 @@ from typing import Any
 
 from pmvis_core.errors import ResourceError
 from pmvis_core.files import atomic_write, canonical_json, significant
+from pmvis_core.training.states import room_for
 
 
 class MetricsLog:
@@ -72,7 +73,7 @@ class MetricsLog:
     def note(self, step: int, numbers: Mapping[str, float]) -> None:
         """Write a line of its own after so many steps."""
         line = {"step": step, **numbers}
-        with self.path.open("a") as stream:
+        with room_for(self.path), self.path.open("a") as stream:
             stream.write(canonical_json(line) + "\n")
         if self._board is not None:
             for name, value in line.items():
@@ -89,9 +90,9 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Return the whole lines of a ``metrics.jsonl``; a killed run may leave half of one."""
+    """Return the whole lines of a ``metrics.jsonl``; what was cut off may leave half of one."""
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             line = json.loads(text)
         except ValueError:

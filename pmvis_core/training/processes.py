@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -36,6 +36,13 @@ Group = dist.ProcessGroup | None
 """Through which the processes speak; None: the usual one."""
 Work = Callable[[str], None]
 """Takes the name of the process's device."""
+
+
+class Sum(Protocol):
+    """A sum over the processes that has begun."""
+
+    def wait(self) -> Any:
+        """Wait for it; on a GPU, let what is done next wait."""
 
 
 def launch(first: Work, other: Work, device: str, processes: int) -> None:
@@ -93,6 +100,15 @@ def summed(tensor: Tensor) -> Tensor:
     if rank_and_world()[1] > 1:
         dist.all_reduce(tensor)
     return tensor
+
+
+def start_sum(tensor: Tensor) -> Sum:
+    """Begin to add up a tensor of every process in place, of which there are several.
+
+    Until it is waited for, the tensor must not be touched. All processes begin their sums in the
+    same order.
+    """
+    return cast(Sum, dist.all_reduce(tensor, async_op=True))
 
 
 def averaged(tensor: Tensor) -> Tensor:

@@ -1,15 +1,20 @@
 """A run folder: what it holds, and that two runs never mix in one.
 
-``config.toml`` is what was resolved, ``run.json`` what went in, ``metrics.jsonl`` the losses and
-``losses.png`` their picture, ``state.pt`` and ``state.previous.pt`` what resumes an unfinished run,
-``best.safetensors`` the weights of the lowest loss, or of the highest AP where a run validates, and
-``model.safetensors``, which appears last, the result.
+``config.toml`` is what was resolved, ``run.json`` what went in and what was skipped of it,
+``metrics.jsonl`` the losses and ``losses.png`` their picture, ``state.pt`` and
+``state.previous.pt`` what resumes an unfinished run, ``best.safetensors`` the weights of the lowest
+loss, or of the best score where a run validates, and ``model.safetensors``, which appears last, the
+result.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
+import logging
+import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,9 +24,11 @@ import torch
 from pmvis_core.checkpoint import MODEL_FILE
 from pmvis_core.config import read_toml, to_toml
 from pmvis_core.errors import UsageError
-from pmvis_core.files import atomic_write, digest_file, read_json
+from pmvis_core.files import atomic_write, cannot_write, digest_file, read_json
 from pmvis_core.systems.pmvis import RunConfig, Stage
 from pmvis_core.training.states import remove_states
+
+logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.toml"
 METRICS_FILE = "metrics.jsonl"
@@ -87,18 +94,18 @@ class Job(Protocol):
 
     @property
     def validation(self) -> Validation | None:
-        """Videos to measure AP on."""
+        """What to score the weights on."""
         ...
 
 
 @dataclass(frozen=True)
 class Validation:
-    """Which videos to measure AP on in the course of a run, and when."""
+    """What to score the weights on in the course of a run, and when."""
 
     truth: Path
-    """Ground truth as YouTube-VIS JSON."""
+    """Ground truth: of videos as YouTube-VIS JSON, of a propagator's stills as COCO instances."""
     frames: Path | None = None
-    """Where its frames lie; None: beside it."""
+    """Where its frames or images lie; None: beside it."""
     every: int | None = None
     """Steps between measurements; None: ``train.save_every``. The last step is always measured."""
 
@@ -142,15 +149,17 @@ def clear_run_folder(job: Job) -> None:
     """Remove the files of a former run, and nothing else; the folder is this run's from then on.
 
     Raises:
-        UsageError: see `check_run_folder`; then nothing is removed.
+        UsageError: see `check_run_folder` and `alone_in`; then nothing is removed.
     """
-    if _holds_run(job.out):
+    if not _holds_run(job.out):
+        return
+    with alone_in(job.out):
         remove_states(job.out)
         for name in (MODEL_FILE, BEST_FILE, CURVES_FILE, METRICS_FILE, FACTS_FILE):
             (job.out / name).unlink(missing_ok=True)
         for events in (job.out / BOARD_FOLDER).glob("events.out.tfevents.*"):
             events.unlink()
-        _write_config(job)
+        write_config(job)
 
 
 def check_run_folder(job: Job) -> None:
@@ -219,32 +228,63 @@ def _settings(toml: str) -> Iterator[tuple[str, str]]:
             yield name, value
 
 
-def describe(
-    job: Job, ledger: Mapping[str, Any], world: int, best: Mapping[str, float] | None = None
-) -> None:
-    """Write ``config.toml`` and ``run.json``.
+def describe(job: Job, ledger: Mapping[str, Any], world: int) -> dict[str, Any]:
+    """Return what ``run.json`` says of a run that begins.
+
+    The inputs are looked at here and never again: a file that changes later did not go in.
 
     Args:
         job: the run.
         ledger: the annotations that go into it (`annotation_ledger`).
         world: number of processes.
-        best: step and loss, or AP, of ``best.safetensors``, once there is one.
     """
-    facts: dict[str, Any] = {
+    return {
         "inputs": inputs_of(job),
         "annotations": ledger,
         "processes": world,
         "device": job.device,
         "torch": torch.__version__,
     }
-    if best:
-        facts["best"] = dict(best)
-    with atomic_write(job.out / FACTS_FILE) as stream:
-        stream.write(json.dumps(facts, indent=1, sort_keys=True) + "\n")
-    _write_config(job)
 
 
-def _write_config(job: Job) -> None:
-    """Write what marks a folder as this run's."""
+def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write ``run.json``; what is empty is left out."""
+    told = {name: value for name, value in facts.items() if value != {}}
+    with atomic_write(folder / FACTS_FILE) as stream:
+        stream.write(json.dumps(told, indent=1, sort_keys=True) + "\n")
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Make a run folder, and keep other processes from training in it for a while.
+
+    A job that a scheduler starts anew may meet the one that it has not ended yet. The lock goes
+    with the process, however that ends; a file system without locks has none.
+
+    Raises:
+        UsageError: another process trains there.
+        ResourceError: the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(
+                f"another process trains in `{folder}`", "wait for its end, or give another `-o`"
+            ) from error
+        except OSError as error:
+            logger.info("`%s` cannot be locked: %s", folder, error)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def write_config(job: Job) -> None:
+    """Write ``config.toml``, which marks a folder as this run's."""
     with atomic_write(job.out / CONFIG_FILE) as stream:
         stream.write(to_toml(job.config))

@@ -4,7 +4,7 @@ A run folder says how far a run came (`run_folder`), a `Learner` holds what chan
 says what to learn from some samples. Batches, and everything random, depend on the seed, the step
 and a sample's number in the step alone. So a run that was killed, at whatever instant, and goes on
 from its last state equals an unbroken one; and process r of W sees the pairs that are the r-th
-share of the batch of one process.
+share of the batch of one process. SIGTERM ends a run behind the step in hand, with a state.
 
     start_run(job, partial(process, job, progress), partial(process, job, silent))
     take_steps(job, config, learner, source, Steps("train image", ...), share, progress)
@@ -15,7 +15,8 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Protocol
@@ -26,9 +27,16 @@ from torch import Tensor
 
 from pmvis_core.checkpoint import MODEL_FILE
 from pmvis_core.data.datasets import annotation_ledger
-from pmvis_core.data.spares import SKIP, STOP, BrokenSamples, OnError
+from pmvis_core.data.spares import (
+    SKIP,
+    STOP,
+    BrokenSamples,
+    Looked,
+    OnError,
+    SkippedSamples,
+)
 from pmvis_core.data.streams import Mixture, Sample, Source, batches, prefetch
-from pmvis_core.errors import DataError, UsageError
+from pmvis_core.errors import DataError, ResourceError, Terminated, UsageError
 from pmvis_core.progress import Progress
 from pmvis_core.training.learner import Learner
 from pmvis_core.training.loss_curves import write_loss_curves
@@ -38,28 +46,38 @@ from pmvis_core.training.processes import (
     Work,
     averaged,
     decided_by_first,
+    gathered,
     launch,
     rank_and_world,
-    summed,
     under_torchrun,
 )
 from pmvis_core.training.run_folder import (
     BEST_FILE,
     BOARD_FOLDER,
     CURVES_FILE,
+    FACTS_FILE,
     METRICS_FILE,
     Job,
+    alone_in,
     check_run_folder,
     describe,
+    write_config,
+    write_facts,
 )
-from pmvis_core.training.states import find_state, read_state, remove_states, save_state
+from pmvis_core.training.states import (
+    find_state,
+    read_state,
+    remove_states,
+    room_for,
+    save_state,
+)
+from pmvis_core.training.termination import Told, termination
 
 logger = logging.getLogger(__name__)
 
-SCORE = "val_AP"
-"""Of the best weights it is the highest."""
 Validate = Callable[[Mapping[str, Tensor]], dict[str, float]]
-"""Takes weights as `Learner.weights` gives them, and returns numbers to log, among them `SCORE`."""
+"""Takes weights as `Learner.weights` gives them, and returns numbers to log, the score among them.
+"""
 
 
 class Schedule(Protocol):
@@ -112,6 +130,8 @@ class Steps(Generic[Sample]):
     the best weights."""
     validate_every: int = 1
     """Steps between scores; the last step has one, too."""
+    score: str = "val_AP"
+    """Which of the numbers that `validate` returns is the highest for the best weights; >= 0."""
 
 
 def start_run(job: Job, first: Work, other: Work) -> None:
@@ -200,6 +220,23 @@ def take_steps(
         share: samples that this process looks at together (`share_of_batch`).
         progress: shows how far it is.
     """
+    with ExitStack() as held:
+        told = held.enter_context(termination())
+        decided_by_first(lambda: held.enter_context(alone_in(job.out)))
+        _take_steps(job, schedule, learner, source, steps, share, progress, told)
+
+
+def _take_steps(
+    job: Job,
+    schedule: Schedule,
+    learner: Learner,
+    source: Source[Sample] | Mixture[Sample],
+    steps: Steps[Sample],
+    share: int,
+    progress: Progress,
+    told: Told,
+) -> None:
+    """Train to the last step, or until ``told`` to end."""
     rank, world = rank_and_world()
     found = decided_by_first(partial(find_state, job.out))
     state = read_state(found) if found else {}
@@ -212,23 +249,33 @@ def take_steps(
     stream = batches(source, share, job.seed, rank, world, first, steps.threads, broken)
     if steps.threads:
         stream = prefetch(stream)
-    record = _Record.open(job, schedule, learner, steps, state) if rank == 0 else None
-    if record is not None:
-        describe(job, annotation_ledger(source), world)
-    step = _Step(schedule.accumulate, share, learner, steps, stream, broken)
+    skipped = SkippedSamples(state.get("skipped"), aloud=rank == 0)
+    record = None
+    if rank == 0:
+        facts = describe(job, annotation_ledger(source), world)
+        record = _Record.open(job, schedule, learner, steps, skipped, facts, state)
+    step = _Step(schedule.accumulate, share, learner, steps, stream, broken, skipped, told)
     remaining = range(start, schedule.steps)
     for number in progress(remaining, steps.title, len(remaining)):
         losses = step(number)
+        done = number + 1
         if record is not None:
             record.add(number, losses)
-        scores = _validated(steps, learner, number + 1, schedule.steps)
+        if (fault := skipped.verdict(at_end=done == schedule.steps)) is not None:
+            if record is not None:
+                record.tell()
+            raise fault
+        scores = _validated(steps, learner, done, schedule.steps)
         if record is not None:
-            record.keep(number + 1, scores)
-    if broken is not None:
-        broken.tell()
+            record.keep(done, scores, leave=told.agreed)
+        if told.agreed and done < schedule.steps:
+            raise Terminated(
+                f"told to end (SIGTERM) after step {done}, which is saved",
+                "the same command goes on from there",
+            )
     if record is not None:
+        skipped.tell(f"`{job.out / FACTS_FILE}`")
         record.finish()
-        describe(job, annotation_ledger(source), world, record.best)
 
 
 def _validated(steps: Steps[Any], learner: Learner, done: int, last: int) -> dict[str, float]:
@@ -237,7 +284,7 @@ def _validated(steps: Steps[Any], learner: Learner, done: int, last: int) -> dic
         return {}
     _refuse_infinite(learner, done)
     scores = steps.validate(learner.weights())
-    logger.info("step %d: AP %.4f", done, scores[SCORE])
+    logger.info("step %d: %s %.4f", done, steps.score, scores[steps.score])
     return scores
 
 
@@ -269,13 +316,27 @@ class _Step(Generic[Sample]):
     steps: Steps[Sample]
     stream: Iterator[list[Sample]]
     broken: BrokenSamples | None
+    skipped: SkippedSamples = field(default_factory=SkippedSamples)
+    told: Told = field(default_factory=Told)
 
     def __call__(self, step: int) -> dict[str, float]:
         """Take a step and return its losses, the mean over processes and parts of the batch.
 
         Raises:
             DataError: a loss or the gradient is not finite; the weights stay as they were.
+            ResourceError: the GPU's memory does not suffice.
         """
+        try:
+            return self._taken(step)
+        except torch.OutOfMemoryError as error:
+            raise ResourceError(
+                f"step {step + 1}: out of memory on the GPU: {str(error).splitlines()[0]}",
+                "`--accumulate 2` or `--checkpoint-activations` need less; the last saved state is "
+                "untouched",
+            ) from error
+
+    def _taken(self, step: int) -> dict[str, float]:
+        """Take a step; see `__call__`."""
         rank, world = rank_and_world()
         self.learner.start()
         parts: list[tuple[list[Sample], int]] = []
@@ -284,28 +345,36 @@ class _Step(Generic[Sample]):
             first = (part * world + rank) * self.share
             parts.append((next(self.stream), first))
             losses = self.steps.losses(parts[-1][0], step, first)
-            self.learner.backward(losses["loss"] / self.accumulate)
+            last = part == self.accumulate - 1
+            self.learner.backward(losses["loss"] / self.accumulate, last=last)
             values = torch.stack([value.detach().float() for value in losses.values()])
             total = values if total is None else total + values
         assert total is not None
         norm = self.learner.gradient_norm()
-        means = torch.cat([averaged(total / self.accumulate), norm[None].float()]).tolist()
-        named = dict(zip([*losses, GRADIENT], means, strict=True))
-        if not all(map(math.isfinite, means)):
+        looked = self._looked(step)
+        counts = total.new_tensor([looked.files, len(looked.faults), self.told.asked])
+        shared = averaged(torch.cat([total / self.accumulate, counts]))
+        *means, files, faults, asked, size = torch.cat([shared, norm[None].float()]).tolist()
+        named = dict(zip([*losses, GRADIENT], [*means, size], strict=True))
+        if not all(map(math.isfinite, named.values())):
             guard = self.steps.losses, self.steps.name, parts, step, named
             raise not_finite(self.learner, *guard)
+        self.told.agreed = asked > 0
+        count = self._add(step, looked, round(files * world), round(faults * world))
         self.learner.update(step, self.steps.rates(step))
-        return named | self._skipped(step)
+        return named | ({"skipped_samples": float(count)} if count else {})
 
-    def _skipped(self, step: int) -> dict[str, float]:
-        """Return how many samples of the step were replaced in all processes, if any were."""
+    def _looked(self, step: int) -> Looked:
+        """Return what this process's samples of a step were made from, as far as it counts."""
         if self.broken is None:
-            return {}
-        first = step * self.accumulate
-        mine = sum(self.broken.taken(first + part) for part in range(self.accumulate))
-        device = next(self.learner.model.parameters()).device
-        count = float(summed(torch.tensor(float(mine), device=device)))
-        return {"skipped_samples": count} if count else {}
+            return Looked(0, ())
+        return self.broken.taken(step * self.accumulate, self.accumulate)
+
+    def _add(self, step: int, mine: Looked, files: int, faults: int) -> int:
+        """Take note of what all processes met, given their sums; return the number of faults."""
+        everywhere = [f for each in gathered(mine.faults) for f in each] if faults else ()
+        self.skipped.add(step, Looked(files, everywhere))
+        return faults
 
 
 @dataclass
@@ -316,11 +385,14 @@ class _Record:
     schedule: Schedule
     learner: Learner
     steps: Steps[Any]
+    skipped: SkippedSamples
     log: MetricsLog
+    facts: dict[str, Any]
+    """What ``run.json`` says from the beginning on."""
     best: dict[str, float]
-    """Step and loss, or `SCORE`, of the best weights so far."""
+    """Step and loss, or score, of the best weights so far."""
     recent: list[float]
-    """The losses since the last state."""
+    """The losses since weights were last compared."""
 
     @classmethod
     def open(
@@ -329,6 +401,8 @@ class _Record:
         schedule: Schedule,
         learner: Learner,
         steps: Steps[Any],
+        skipped: SkippedSamples,
+        facts: dict[str, Any],
         state: Mapping[str, Any],
     ) -> _Record:
         """Go on from what a state holds, or begin."""
@@ -336,7 +410,11 @@ class _Record:
         log = MetricsLog(job.out / METRICS_FILE, done, schedule.log_every, state.get("log"))
         if job.tensorboard:
             log.show_on_board(job.out / BOARD_FOLDER, done)
-        return cls(job, schedule, learner, steps, log, dict(state.get("best", {})), [])
+        best, recent = dict(state.get("best", {})), list(state.get("recent", []))
+        record = cls(job, schedule, learner, steps, skipped, log, facts, best, recent)
+        write_config(job)
+        record.tell()
+        return record
 
     def add(self, step: int, losses: Mapping[str, float]) -> None:
         """Log a step, counted from 0."""
@@ -344,36 +422,61 @@ class _Record:
         if step >= self.steps.comparable_from:
             self.recent.append(losses["loss"])
 
-    def keep(self, done: int, scores: Mapping[str, float]) -> None:
-        """Log scores, if there are any, and save what is due after some steps."""
+    def tell(self) -> None:
+        """Write ``run.json``."""
+        found = {"best": self.best, "skipped": self.skipped.record()}
+        with room_for(self.job.out / FACTS_FILE):
+            write_facts(self.job.out, self.facts | found)
+
+    def keep(self, done: int, scores: Mapping[str, float], *, leave: bool) -> None:
+        """Log scores, if there are any, and save what is due after some steps.
+
+        Args:
+            done: how many.
+            scores: of the weights.
+            leave: the run ends here, to be resumed.
+        """
         if scores:
+            name = self.steps.score
             self.log.note(done, scores)
-            better = scores[SCORE] >= self.best.get(SCORE, 0.0)  # of equals the last
-            self._keep_best(done, SCORE, scores[SCORE], better)
-        last = done == self.schedule.steps
-        if not _is_due(self.schedule.save_every, done, last=self.schedule.steps):
+            better = scores[name] >= self.best.get(name, 0.0)  # of equals the last
+            self._keep_best(done, name, scores[name], better)
+        due = _is_due(self.schedule.save_every, done, self.schedule.steps)
+        if not (due or leave):
             return
         _refuse_infinite(self.learner, done)
-        if self.steps.validate is None:
+        if due and self.steps.validate is None:
             loss = sum(self.recent) / len(self.recent) if self.recent else math.inf
             self._keep_best(done, "loss", loss, loss < self.best.get("loss", math.inf))
-        self.recent = []
-        if not last:
+        if due:
+            self.recent = []
+        if done < self.schedule.steps:
             about = {"step": done, "log": self.log.state(), "best": self.best}
-            save_state(self.job.out, {**about, "learner": self.learner.state()})
+            more = {"recent": self.recent, "skipped": self.skipped.state()}
+            save_state(self.job.out, {**about, **more, "learner": self.learner.state()})
+            self.tell()
 
     def _keep_best(self, done: int, measure: str, value: float, better: bool) -> None:
         """Keep the weights if they are better than all before."""
         if better:
             self.best = {"step": done, measure: value}
-            self.steps.save(self.job.out / BEST_FILE, self.learner.weights())
+            self._save(BEST_FILE)
+
+    def _save(self, name: str) -> None:
+        """Write the weights as they are now into the run folder."""
+        with room_for(self.job.out / name):
+            self.steps.save(self.job.out / name, self.learner.weights())
 
     def finish(self) -> None:
         """Write the curves and the model, and remove what only an unfinished run needs."""
         out = self.job.out
         self.log.close()
-        write_loss_curves(out / METRICS_FILE, out / CURVES_FILE, self.steps.title)
+        try:
+            write_loss_curves(out / METRICS_FILE, out / CURVES_FILE, self.steps.title)
+        except (OSError, ResourceError) as error:  # a picture is not worth the model
+            logger.warning("`%s` cannot be drawn: %s", out / CURVES_FILE, error)
         if self.best.get("step") == self.schedule.steps:  # it is the model itself
             (out / BEST_FILE).unlink(missing_ok=True)
-        self.steps.save(out / MODEL_FILE, self.learner.weights())
+        self.tell()
+        self._save(MODEL_FILE)
         remove_states(out)

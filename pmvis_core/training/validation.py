@@ -169,7 +169,7 @@ class Validator:
         Raises:
             DataError: a frame cannot be read, where the run stops at broken samples.
         """
-        with _undisturbed(self.device):
+        with undisturbed(self.device):
             mine = self._find(weights)
         rows = list(chain.from_iterable(gathered(mine, self.group)))
         return decided_by_first(partial(self._judge, rows), self.group)
@@ -207,7 +207,7 @@ class Validator:
 
 
 @contextmanager
-def _undisturbed(device: torch.device) -> Iterator[None]:
+def undisturbed(device: torch.device) -> Iterator[None]:
     """Put back random numbers, and give back to a GPU what was taken for a while."""
     on_gpu = device.type == "cuda"
     with torch.random.fork_rng([device] if on_gpu else []):

@@ -129,13 +129,14 @@ class ImageFrames(FrameSource):
             found: identity and file names, with size 0 x 0 where they are to be measured.
         """
         super().__init__(info)
-        self._root = root
+        self.root = root
+        """What the file names are relative to."""
         self._found = found
 
     @property
     def paths(self) -> list[Path]:
         """The files, one a frame."""
-        return [self._root / name for name in self._found.file_names]
+        return [self.root / name for name in self._found.file_names]
 
     def _measure(self) -> VideoInfo:
         """Take the size from the first frame that can be read."""
@@ -162,7 +163,7 @@ class ImageFrames(FrameSource):
 
     def _read(self, t: int) -> Frame:
         """Read an image file."""
-        return read_image(self._root / self._found.file_names[t], _where(self._found, t))
+        return read_image(self.root / self._found.file_names[t], _where(self._found, t))
 
 
 class VideoFile(FrameSource):

@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pmvis_core.allocator import keep_freed_memory
 from pmvis_core.models.deaot import build_deaot
 from pmvis_core.propagation.deaot import DeaotPropagator, DeaotSettings, DeaotSweep, DeaotVideo
-from pmvis_core.propagation.propagators import keep_freed_memory
 from pmvis_core.types import VideoInfo
 
 SIZES = ((193, 337), (480, 854))

@@ -1,7 +1,7 @@
 // The formulation to beat: deformable attention with a thread for each channel, as Deformable DETR
 // describes its im2col kernels. Every thread works its samples out for itself and reads one channel at
 // a time; backward, each adds to memory once a channel, corner and sample.
-#include "deformable_attention.cuh"
+#include "ops/deformable_attention/kernels.cuh"
 
 namespace baseline {
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -40,7 +41,12 @@ def test_a_broken_image_is_skipped_whatever_the_workers(
         done = train(pmvis, stormy, run, "--workers", workers)
         assert done.code == 0, done.err
         assert "skipped, another is drawn" in done.err and "is truncated" in done.err
-        assert "samples could not be made and were replaced (1 different faults)" in done.err
+        assert "samples could not be made and were replaced (1 different faults" in done.err
+        assert f"`{run}/run.json` names them" in done.err
+        skipped = json.loads((run / "run.json").read_text())["skipped"]
+        assert skipped["samples"] > 0
+        (fault,) = skipped["faults"]
+        assert re.fullmatch(r"training image \d+: `[^/]*` is truncated", fault)
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         assert any("skipped_samples" in line for line in lines)
         models.append((run / "model.safetensors").read_bytes())
@@ -51,8 +57,37 @@ def test_on_error_stop(pmvis: Run, stormy: Path, tmp_path: Path) -> None:
     done = train(pmvis, stormy, tmp_path / "run", "--on-error", "stop")
     assert done.code == 3
     assert "is truncated" in done.err
-    wrong = train(pmvis, stormy, tmp_path / "run2", "--on-error", "skipp")
-    assert (wrong.code, "expected `skip` or `stop`" in wrong.err) == (2, True)
+
+
+@pytest.mark.parametrize("command", ["train-image", "train-propagator"])
+@pytest.mark.parametrize("word", ["skipp", "plan"])
+def test_a_policy_that_is_none_is_refused_before_anything_is_lost(
+    pmvis: Run, tiny: Path, tmp_path: Path, command: str, word: str
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny / "run", run)
+    model = (run / "model.safetensors").read_bytes()
+    words = (command, "--data", tiny / "maps/train_image.json", "-o", run, "--device", "cpu")
+    wrong = pmvis(*words, "--set", f"train.on_error={word}", "--overwrite")
+    assert wrong.code == 2
+    assert f"`train.on_error` is '{word}', expected one of skip, stop" in wrong.err
+    assert (run / "model.safetensors").read_bytes() == model
+    if command == "train-image":
+        assert pmvis(*words, "--on-error", word, "--dry-run").code == 2
+
+
+def test_half_of_the_files_broken_is_one_error(pmvis: Run, stormy: Path, tmp_path: Path) -> None:
+    data = json.loads((stormy / "maps/train_image.json").read_text())
+    for row in data["images"][::2]:
+        image = stormy / "maps" / row["file_name"]
+        image.write_bytes(image.read_bytes()[:-20])
+    done = train(pmvis, stormy, tmp_path / "run", "--steps", "30")
+    assert done.code == 3
+    assert done.err.count("error:") == 1
+    assert "are broken" in done.err
+    assert "`pmvis check-data` lists every fault" in done.err
+    assert not (tmp_path / "run/model.safetensors").exists()
+    assert json.loads((tmp_path / "run/run.json").read_text())["skipped"]["different"] > 1
 
 
 def test_a_dry_run_needs_no_images(pmvis: Run, tiny: Path, tmp_path: Path) -> None:

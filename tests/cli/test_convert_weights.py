@@ -145,7 +145,7 @@ def test_training_starts_from_a_classifier(pmvis: Run, tiny: Path, tmp_path: Pat
     torch.manual_seed(1)
     weights = mobilenet_v2().state_dict()
     torch.save(weights, tmp_path / "mobilenet.pth")
-    small = "hidden_dim=32 feedforward_dim=32 encoder_layers=1 decoder_layers=1 queries=20"
+    small = "hidden_dim=32 heads=4 feedforward_dim=32 encoder_layers=1 decoder_layers=1 queries=100"
     settings = [w for s in small.split() for w in ("--set", f"model.{s}")]
     data = ("--data", tiny / "maps/train_image.json", "--preset", "mobilenet_v2", "--steps", 1)
     done = pmvis(

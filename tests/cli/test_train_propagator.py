@@ -12,7 +12,9 @@ import pytest
 
 from pmvis_cli.app import load_command
 from pmvis_core.config import read_toml
+from pmvis_core.propagator_training import validation
 from pmvis_core.weights.deaot import read_deaot
+from tests.flat_stills import draw_stills
 
 Run = Callable[..., Any]
 SMALL = "--crop 49 --set clip.frames=3 --set clip.least_area=600 --set train.clips_per_batch=1"
@@ -56,6 +58,28 @@ def train(pmvis: Run, tiny: Path, tmp_path: Path) -> Run:
         return pmvis("train-propagator", *data, *more, "-o", tmp_path / "run")
 
     return run
+
+
+def test_stills_to_validate_on(
+    pmvis: Run, train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(validation, "CLIPS", 3)
+    held = draw_stills(tmp_path)
+    words = (*SMALL.split(), "--steps", 2, "--set", "train.log_every=1")
+    done = train(*words, "--val", held, "--val-images", tmp_path, "--val-every", 1)
+    assert done.code == 0, done.err
+    run = tmp_path / "run"
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "val_J" in line] == [1, 2]
+    assert "val_J" in json.loads((run / "run.json").read_text())["best"]
+    before = (run / "model.safetensors").read_bytes()
+    alone = train(*words, "--val-images", tmp_path)
+    assert (alone.code, "`--val-images` is for `--val`" in alone.err) == (2, True)
+    (tmp_path / "1.png").unlink()
+    for wrong in (("--val", held), ("--val", tmp_path / "none.json"), ("--crop", 100)):
+        refused = train(*words, *wrong, "--overwrite")
+        assert refused.code in (2, 3), refused.err
+    assert (run / "model.safetensors").read_bytes() == before
 
 
 def test_settings_and_where_they_come_from(train: Run) -> None:

@@ -1,4 +1,4 @@
-// A C++ compiler's GPU: enough of CUDA's words to run the kernels of csrc/*.cuh on the CPU, a block
+// A C++ compiler's GPU: enough of CUDA's words to run the kernels of csrc/ops on the CPU, a block
 // after the other. Threads of a block are fibers, which change over where they wait for each other;
 // a wait that not all threads reach is an error instead of a hang.
 #pragma once

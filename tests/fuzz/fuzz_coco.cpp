@@ -1,5 +1,5 @@
-// Fuzzes the reader of COCO files through the C ABI of csrc/coco_index.cpp. Whatever is read, the
-// places that it states lie in the text, in order, and texts of names have their quotes.
+// Fuzzes the reader of COCO files through the C ABI of csrc/formats/coco_index.cpp. Whatever is
+// read, the places that it states lie in the text, in order, and texts of names have their quotes.
 #include <memory>
 #include <vector>
 

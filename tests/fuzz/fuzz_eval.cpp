@@ -1,12 +1,12 @@
-// Fuzzes the evaluator: JSON reader, matching, curves, through the C ABI of csrc/vis_eval.cpp. An
-// input is ground truth and results with a zero byte between. One and three threads must give
+// Fuzzes the evaluator: JSON reader, matching, curves, through the C ABI of csrc/evaluation.
+// An input is ground truth and results with a zero byte between. One and three threads must give
 // the same bytes, and no IoU may leave [0, 1].
 #include <cstring>
 #include <memory>
 #include <vector>
 
-#include "../../csrc/vis_curves.h"
-#include "../../csrc/vis_match.h"
+#include "evaluation/curves.h"
+#include "evaluation/match.h"
 #include "fuzz.h"
 
 struct PmvisSizes {

@@ -1,16 +1,16 @@
-// Fuzzes what `_masks.so` does with masks once their texts are read: csrc/dense.h, mask_ops.h and
-// polygons.h, against pixels that are set one by one. An input is height and width from 1 to 64, a
+// Fuzzes what `_masks.so` does with masks once their texts are read: csrc/masks/dense.h and
+// operations.h, and csrc/rle/polygons.h, against pixels that are set one by one. An input is height and width from 1 to 64, a
 // byte each, and the texts of masks with zero bytes between; polygons are made of the same bytes.
 #include <algorithm>
 #include <cstring>
 #include <memory>
 #include <vector>
 
-#include "../../csrc/dense.h"
-#include "../../csrc/mask_ops.h"
-#include "../../csrc/masks_isa.h"
-#include "../../csrc/polygons.h"
 #include "fuzz.h"
+#include "masks/dense.h"
+#include "masks/dense_isa.h"
+#include "masks/operations.h"
+#include "rle/polygons.h"
 
 namespace {
 

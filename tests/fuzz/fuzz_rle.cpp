@@ -1,4 +1,4 @@
-// Fuzzes csrc/rle.h: both instruction sets against a plain reader written here, and the round trip.
+// Fuzzes csrc/rle/text.h: both instruction sets against a plain reader written here, and the round trip.
 // An input is 4 bytes, the number of pixels, and then the text; in most inputs the number
 // that the text has is taken instead.
 #include <algorithm>
@@ -7,8 +7,8 @@
 #include <memory>
 #include <vector>
 
-#include "../../csrc/rle_isa.h"
 #include "fuzz.h"
+#include "rle/text_isa.h"
 
 namespace {
 

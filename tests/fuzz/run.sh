@@ -10,7 +10,7 @@ runs=${RUNS:-1000000}
 seconds=${SECONDS_EACH:-120}
 seed=${SEED:-1}
 flags=(-std=c++17 -O2 -g -pthread -fno-omit-frame-pointer -fsanitize=address,undefined
-       -fno-sanitize-recover=all -Wall -Wextra -Wno-psabi)
+       -fno-sanitize-recover=all -Wall -Wextra -Wno-psabi -Icsrc)
 avx2=(-mavx2 -mbmi -mbmi2 -mlzcnt -mpopcnt)
 if command -v clang++ >/dev/null; then
   compiler=clang++ engine=(-fsanitize=fuzzer)
@@ -24,29 +24,31 @@ mkdir -p "$out"
 objects=()
 compile() {
   objects=()
-  local name
+  local name object
   for name in "$@"; do
     local extra=()
+    object="$out/${name//\//_}.o"
     if [[ $name == *_avx2 ]]; then
       [[ $(uname -m) == x86_64 ]] || continue
       extra=("${avx2[@]}")
     fi
-    "$compiler" "${flags[@]}" "${extra[@]}" -c "csrc/$name.cpp" -o "$out/$name.o"
-    objects+=("$out/$name.o")
+    "$compiler" "${flags[@]}" "${extra[@]}" -c "csrc/$name.cpp" -o "$object"
+    objects+=("$object")
   done
 }
 
 targets=("$@")
 [[ $# -gt 0 ]] || targets=(rle masks eval coco)
+rle=(rle/text rle/text_avx2)
 for name in "${targets[@]}"; do
   case $name in
-    rle) compile rle rle_avx2 ;;
-    masks) compile rle rle_avx2 dense mask_ops masks_avx2 polygons ;;
+    rle) compile "${rle[@]}" ;;
+    masks) compile "${rle[@]}" rle/polygons masks/{dense,dense_avx2,operations} ;;
     eval)
-      compile rle rle_avx2 polygons \
-        vis_curves vis_eval vis_group vis_masks vis_match vis_overlap vis_runs vis_tracks
+      compile "${rle[@]}" rle/polygons \
+        evaluation/{c_abi,curves,group,match,overlap,plain_runs,track_masks,tracks}
       ;;
-    coco) compile coco_index ;;
+    coco) compile formats/coco_index ;;
     *) echo "unknown target $name: rle, masks, eval or coco" >&2; exit 2 ;;
   esac
   "$compiler" "${flags[@]}" "${engine[@]}" "tests/fuzz/fuzz_$name.cpp" "${objects[@]}" \
