@@ -8,13 +8,16 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from pmvis_core.checkpoint import MODEL_FILE, load_model
 from pmvis_core.training.metrics_log import read_metrics
+from pmvis_core.training.processes import launch, summed
 from pmvis_core.training.states import STATE_FILE, read_state
 from tests.tiny_data import draw_tiny
 
@@ -132,3 +135,14 @@ def test_sigterm_ends_all_processes_behind_one_step(
         ended(begin(words, ranks))
         for name in (MODEL_FILE, "metrics.jsonl", "losses.png"):
             assert (run / name).read_bytes() == (whole[2] / name).read_bytes(), name
+
+
+def add_up(device: str) -> None:
+    assert float(summed(torch.ones((), device=device))) == 2
+
+
+def test_a_group_that_could_not_be_founded_is_forgotten(tmp_path: Path) -> None:
+    alone = {"init_method": f"file://{tmp_path}/meeting", "rank": 0, "world_size": 2}
+    with pytest.raises(RuntimeError):
+        dist.init_process_group("gloo", **alone, timeout=timedelta(seconds=0.2))  # type: ignore[arg-type]
+    launch(add_up, add_up, "cpu", 2)

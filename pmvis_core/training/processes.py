@@ -184,6 +184,9 @@ def _group(device: str, **meeting: Any) -> Iterator[None]:
     on_gpu = device.startswith("cuda")
     if on_gpu:
         torch.cuda.set_device(device)
+    # Processes meet by a number that torch counts up. Where a group could not be founded it stays
+    # counted, and this process would wait for ever for others that begin at zero.
+    dist.distributed_c10d._world.group_count = 0
     dist.init_process_group("nccl" if on_gpu else "gloo", **meeting)
     try:
         yield
