@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds the GPU kernels, checks them and times them, on a machine with a GPU, nvcc and torch, in one
-# call of under 8 minutes that downloads nothing:
+# Builds the GPU kernels, checks them and times them, and training on them, on a machine with a GPU,
+# nvcc and torch, in one call of under 10 minutes that downloads nothing:
 #
 #     bash tests/benchmarks/gpu.sh [FOLDER]    # logs and the table go there; build/gpu without one
 #
@@ -41,4 +41,6 @@ if command -v compute-sanitizer >/dev/null; then
     echo "compute-sanitizer: status $?, see $out/sanitizer.log"
 fi
 timeout 150 "$python" tests/benchmarks/bench_gpu.py | tee "$out/table.txt"
+timeout 90 "$python" tests/benchmarks/bench_train.py --device cuda --pairs 4 --precision bfloat16 \
+  --steps 10 | tee "$out/train.txt" || echo "training: status $?"
 echo "all in $SECONDS s"
