@@ -19,6 +19,7 @@ from scipy import stats
 from pmvis_cli.app import load_command
 from pmvis_core.report.paper_tables import METRICS, TABLES
 
+needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="no make")
 PROJECT = Path(__file__).resolve().parents[2]
 Run = Callable[..., Any]
 
@@ -174,7 +175,7 @@ def _commands(text: str) -> list[list[str]]:
     return [shlex.split(words) for line in found for words in line]
 
 
-@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+@needs_make
 @pytest.mark.parametrize("data", ["synth", "real", "own"])
 def test_make_targets_are_commands_that_pmvis_understands(tmp_path: Path, data: str) -> None:
     words = _data_words(data, tmp_path)
@@ -204,7 +205,7 @@ def test_make_targets_are_commands_that_pmvis_understands(tmp_path: Path, data: 
         assert len(measured) == sum(line.startswith("eval ") for line in asked)
 
 
-@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+@needs_make
 @pytest.mark.parametrize("data", ["synth", "real", "own", "pictures"])
 def test_make_targets_use_only_what_was_made_before(tmp_path: Path, data: str) -> None:
     goal = "real" if data == "pictures" else "tables"
@@ -229,7 +230,7 @@ def test_make_targets_use_only_what_was_made_before(tmp_path: Path, data: str) -
     assert len(made) > 10
 
 
-@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+@needs_make
 def test_make_real_runs_the_seven_commands(tmp_path: Path) -> None:
     words = _data_words("pictures", tmp_path)
     done = _make("real", "-n", "PMVIS=pmvis", *words, "STEPS=7", ready=tmp_path)
@@ -243,7 +244,7 @@ def test_make_real_runs_the_seven_commands(tmp_path: Path) -> None:
     assert sum(name == "eval" for name, *_ in commands) == 4
 
 
-@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+@needs_make
 @pytest.mark.parametrize("absent", ["FRAMES", "VALID"])
 def test_make_asks_for_what_only_the_user_knows(tmp_path: Path, absent: str) -> None:
     words = [word for word in _own_data(tmp_path) if not word.startswith(f"{absent}=")]
@@ -263,7 +264,7 @@ esac
 """
 
 
-@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+@needs_make
 def test_labels_that_a_filter_empties_cost_their_row_only(pmvis: Run, tmp_path: Path) -> None:
     stand_in = tmp_path / "pmvis"
     stand_in.write_text(STAND_IN)
@@ -288,7 +289,7 @@ def test_labels_that_a_filter_empties_cost_their_row_only(pmvis: Run, tmp_path: 
 BEYOND = ("table-dropped", "table-rounds")
 
 
-@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+@needs_make
 @pytest.mark.parametrize("data", ["synth", "real", "own"])
 def test_tables_beyond_the_paper_are_made_of_commands_too(tmp_path: Path, data: str) -> None:
     words = ["-n", "PMVIS=pmvis", *_data_words(data, tmp_path)]
@@ -328,7 +329,7 @@ esac
 """
 
 
-@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+@needs_make
 def test_rounds_without_labels_cost_their_rows_only(tmp_path: Path) -> None:
     (tmp_path / "first").write_text(STAND_IN)
     stand_in = tmp_path / "pmvis"
